@@ -1,0 +1,1 @@
+"""Online: frames on a Kafka topic become verdicts on another."""

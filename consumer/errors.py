@@ -1,0 +1,17 @@
+"""What the consumer raises on purpose, split by what the caller does next."""
+
+from __future__ import annotations
+
+from engine.errors import InputError, WorkError
+
+
+class SettingsError(InputError):
+    """A setting is wrong: fix it and start again."""
+
+
+class BrokerError(WorkError):
+    """The broker is not there, or refused: nothing was committed that was not answered."""
+
+
+class TopicError(WorkError):
+    """A topic is not there or does not fit: create or alter it and start again."""

@@ -1,0 +1,40 @@
+"""The root of every error Framegate raises on purpose, split by what the caller does next.
+
+A message says what was wrong, what was got, what was expected, and the cure, in that order, in one line where it
+fits: a line engineer reads it at night.
+"""
+
+from __future__ import annotations
+
+
+class FramegateError(Exception):
+    """Root of all errors raised on purpose. `exit_code` is what the command ends with when it reaches the top."""
+
+    exit_code = 1
+
+
+class InputError(FramegateError):
+    """What the user gave is wrong: fix the input and start again. Retrying cannot help."""
+
+    exit_code = 2
+
+
+class WorkError(FramegateError):
+    """The input was sound and the work failed: a broker that is gone, a disk that is full."""
+
+
+class BundleError(InputError):
+    """A bundle that is not there, not whole, or from a newer Framegate."""
+
+
+class FrameError(FramegateError):
+    """One image cannot be judged. Never ends a run: it becomes a verdict `none` with `cause`.
+
+    Attributes:
+        cause: `undecodable` (empty, not an image, or broken) or `oversize` (over a pixel or byte limit).
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        """Keep the cause beside the message."""
+        super().__init__(message)
+        self.cause = cause

@@ -1,0 +1,148 @@
+"""Frozen descriptions that travel in the bundle: how bytes become the network's input, and what the graph takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from engine.errors import InputError
+
+STRIDE_PX = 32
+"""The backbone halves its input five times: input sides are multiples of this."""
+
+MIN_SIDE_PX = 64
+MAX_SIDE_PX = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A region of interest as fractions of the upright image: left and top inside it, right and bottom past it."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a region that is empty or reaches outside the image."""
+        if not (0.0 <= self.left < self.right <= 1.0 and 0.0 <= self.top < self.bottom <= 1.0):
+            msg = (
+                f"region of interest {self.left},{self.top},{self.right},{self.bottom} is not inside the image: "
+                "expected fractions with 0 <= left < right <= 1 and 0 <= top < bottom <= 1, for example 0.25,0.1,0.75,0.9"
+            )
+            raise InputError(msg)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `left,top,right,bottom`. Raises InputError on anything else."""
+        try:
+            left, top, right, bottom = (float(part) for part in text.split(","))
+        except ValueError as error:
+            msg = f"region of interest {text!r} is not four numbers: expected left,top,right,bottom as fractions, for example 0.25,0.1,0.75,0.9"
+            raise InputError(msg) from error
+        return cls(left, top, right, bottom)
+
+    def pixels(self, width_px: int, height_px: int) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) in pixels of an upright image; never empty."""
+        x0 = min(round(self.left * width_px), width_px - 1)
+        y0 = min(round(self.top * height_px), height_px - 1)
+        x1 = max(round(self.right * width_px), x0 + 1)
+        y1 = max(round(self.bottom * height_px), y0 + 1)
+        return x0, y0, x1, y1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How encoded bytes become one uint8 (height_px, width_px, 3) array, in training and serving alike.
+
+    Attributes:
+        width_px, height_px: the network's input; multiples of 32.
+        region: cut out first, before anything is resized, so that small defects keep their pixels.
+        resize: `stretch` the region to the input (its aspect is not kept).
+        interpolation: `area`: averages what it shrinks, linear where it enlarges.
+        colour: `rgb`: the order of the channels.
+        sixteen_bit: `high_byte`: what 16-bit samples become.
+        alpha: `drop`: what an alpha channel becomes.
+        exif: `apply`: turn the image upright as its EXIF says.
+        max_pixels, max_bytes: over these an image is `oversize`; read from the header, before decoding.
+    """
+
+    width_px: int
+    height_px: int
+    region: Region = Region()
+    resize: str = "stretch"
+    interpolation: str = "area"
+    colour: str = "rgb"
+    sixteen_bit: str = "high_byte"
+    alpha: str = "drop"
+    exif: str = "apply"
+    max_pixels: int = 50_000_000
+    max_bytes: int = 16 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Refuse sizes the backbone cannot take and words this version does not know."""
+        for name, side in (("width", self.width_px), ("height", self.height_px)):
+            if side % STRIDE_PX or not MIN_SIDE_PX <= side <= MAX_SIDE_PX:
+                msg = (
+                    f"input {name} {side} does not fit the backbone: expected a multiple of {STRIDE_PX} from "
+                    f"{MIN_SIDE_PX} to {MAX_SIDE_PX}; take {nearest_side(side)}"
+                )
+                raise InputError(msg)
+        known = {
+            "resize": "stretch",
+            "interpolation": "area",
+            "colour": "rgb",
+            "sixteen_bit": "high_byte",
+            "alpha": "drop",
+            "exif": "apply",
+        }
+        for name, word in known.items():
+            if getattr(self, name) != word:
+                msg = f"image spec {name}={getattr(self, name)!r} is not known to this version: expected {word!r}; use the Framegate that wrote it"
+                raise InputError(msg)
+        if self.max_pixels < 1 or self.max_bytes < 1:
+            msg = f"image limits must be positive: got max_pixels {self.max_pixels}, max_bytes {self.max_bytes}"
+            raise InputError(msg)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, readable by `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote. Raises InputError on unknown or missing fields: never guessed."""
+        names = {field.name for field in fields(cls)}
+        if set(value) != names:
+            odd = sorted(set(value) ^ names)
+            msg = f"image spec has unknown or missing fields {odd}: expected exactly {sorted(names)}; use the Framegate that wrote it"
+            raise InputError(msg)
+        return cls(**{**value, "region": Region(**value["region"])})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of the graph: its name, its shape (None where it varies) and its numpy dtype."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProfile:
+    """Smallest, best and largest batch that a backend is prepared for."""
+
+    smallest: int = 1
+    best: int = 8
+    largest: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse an order that cannot be."""
+        if not 1 <= self.smallest <= self.best <= self.largest:
+            msg = f"batch profile {self.smallest},{self.best},{self.largest} is out of order: expected 1 <= smallest <= best <= largest"
+            raise InputError(msg)
+
+
+def nearest_side(side_px: int) -> int:
+    """The input side nearest to `side_px` that the backbone takes."""
+    return min(max(round(side_px / STRIDE_PX), MIN_SIDE_PX // STRIDE_PX), MAX_SIDE_PX // STRIDE_PX) * STRIDE_PX

@@ -1,0 +1,1 @@
+"""Offline: labelled images become a model bundle."""
