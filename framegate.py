@@ -22,10 +22,10 @@ VERBS = {
     "score": ("engine.cli", "score"),
     "verify": ("engine.cli", "verify"),
     "run": ("consumer.cli", "run"),
-    "camera": ("consumer.cli", "camera"),
+    "camera": ("consumer.cli_camera", "camera"),
     "broker": ("consumer.cli", "broker"),
     "topics": ("consumer.cli", "topics"),
-    "demo": ("consumer.cli", "demo"),
+    "demo": ("consumer.cli_demo", "demo"),
 }
 """Verb -> (module, attribute). Loaded on demand: `framegate broker` must not wait for scikit-learn."""
 

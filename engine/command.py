@@ -16,6 +16,6 @@ VERB: dict[str, Any] = {
 """`context_settings` of every verb: `--bootstrap-servers` may come as FRAMEGATE_BOOTSTRAP_SERVERS."""
 
 
-def print_json(value: Any, *, indent: int | None = 2) -> None:  # noqa: ANN401 - any JSON value
+def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Write one JSON document to standard output; nothing else goes there under `--json`."""
     click.echo(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))

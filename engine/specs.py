@@ -28,7 +28,8 @@ class Region:
         if not (0.0 <= self.left < self.right <= 1.0 and 0.0 <= self.top < self.bottom <= 1.0):
             msg = (
                 f"region of interest {self.left},{self.top},{self.right},{self.bottom} is not inside the image: "
-                "expected fractions with 0 <= left < right <= 1 and 0 <= top < bottom <= 1, for example 0.25,0.1,0.75,0.9"
+                "expected fractions with 0 <= left < right <= 1 and 0 <= top < bottom <= 1, "
+                "for example 0.25,0.1,0.75,0.9"
             )
             raise InputError(msg)
 
@@ -38,7 +39,10 @@ class Region:
         try:
             left, top, right, bottom = (float(part) for part in text.split(","))
         except ValueError as error:
-            msg = f"region of interest {text!r} is not four numbers: expected left,top,right,bottom as fractions, for example 0.25,0.1,0.75,0.9"
+            msg = (
+                f"region of interest {text!r} is not four numbers: expected left,top,right,bottom as fractions, "
+                "for example 0.25,0.1,0.75,0.9"
+            )
             raise InputError(msg) from error
         return cls(left, top, right, bottom)
 
@@ -98,7 +102,10 @@ class ImageSpec:
         }
         for name, word in known.items():
             if getattr(self, name) != word:
-                msg = f"image spec {name}={getattr(self, name)!r} is not known to this version: expected {word!r}; use the Framegate that wrote it"
+                msg = (
+                    f"image spec {name}={getattr(self, name)!r} is not known to this version: expected {word!r}; "
+                    "use the Framegate that wrote it"
+                )
                 raise InputError(msg)
         if self.max_pixels < 1 or self.max_bytes < 1:
             msg = f"image limits must be positive: got max_pixels {self.max_pixels}, max_bytes {self.max_bytes}"
@@ -110,13 +117,29 @@ class ImageSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote. Raises InputError on unknown or missing fields: never guessed."""
-        names = {field.name for field in fields(cls)}
-        if set(value) != names:
-            odd = sorted(set(value) ^ names)
-            msg = f"image spec has unknown or missing fields {odd}: expected exactly {sorted(names)}; use the Framegate that wrote it"
-            raise InputError(msg)
+        """Read what `to_json` wrote. Raises InputError on unknown, missing or mistyped fields: never guessed."""
+        _check_fields(cls, "image spec", value)
+        _check_fields(Region, "image spec's region", value["region"])
         return cls(**{**value, "region": Region(**value["region"])})
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "Region": (dict,)}
+
+
+def _check_fields(kind: type[ImageSpec | Region], name: str, value: Any) -> None:
+    """Exactly the fields of `kind`, each of its own type; True is no number."""
+    types = {field.name: _FIELD_TYPES[str(field.type)] for field in fields(kind)}
+    if not isinstance(value, dict) or set(value) != set(types):
+        odd = sorted(set(value) ^ set(types)) if isinstance(value, dict) else value
+        msg = (
+            f"{name} has unknown or missing fields {odd}: expected exactly {sorted(types)}; "
+            "use the Framegate that wrote it"
+        )
+        raise InputError(msg)
+    for key, known in types.items():
+        if not isinstance(value[key], known) or isinstance(value[key], bool):
+            msg = f"{name} has {key}={value[key]!r}: expected {known[0].__name__}; use the Framegate that wrote it"
+            raise InputError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +162,10 @@ class BatchProfile:
     def __post_init__(self) -> None:
         """Refuse an order that cannot be."""
         if not 1 <= self.smallest <= self.best <= self.largest:
-            msg = f"batch profile {self.smallest},{self.best},{self.largest} is out of order: expected 1 <= smallest <= best <= largest"
+            msg = (
+                f"batch profile {self.smallest},{self.best},{self.largest} is out of order: "
+                "expected 1 <= smallest <= best <= largest"
+            )
             raise InputError(msg)
 
 

@@ -1,0 +1,224 @@
+#!/usr/bin/env bash
+# Makes .venv and fills it from the hashed requirement files; does nothing when everything is current.
+#
+#   .ci/setup.sh base      what `make demo` needs
+#   .ci/setup.sh dev       what `make test` needs; takes base in
+#   .ci/setup.sh system    system packages that only some tests need
+#   .ci/setup.sh lock      write requirements/*.txt anew from pyproject.toml
+#
+# PYTHON=python3.12               the interpreter to take instead of the first that fits
+# FRAMEGATE_SYSTEM_PACKAGES=no    install no system package, also not as root
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(pwd -P)
+venv=.venv
+
+# What the pinned wheels cover. A newer Python needs `make lock UPGRADE=1` first.
+oldest_minor=11
+newest_minor=14
+oldest_glibc=2.28
+oldest_java=17
+uv_version=0.13.9
+
+say() { printf '%s\n' "$*" >&2; }
+fail() {
+    printf 'framegate setup: %s\n' "$@" >&2
+    exit 1
+}
+
+# --- what the machine offers ------------------------------------------------------------------------------------
+
+apt_may_install() {
+    [ "${FRAMEGATE_SYSTEM_PACKAGES:-yes}" != no ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
+}
+
+# Installs the packages named. Fresh images carry no package lists, hence the second try after an update.
+apt_install() {
+    say "Installing system packages: $*"
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@")
+    "${install[@]}" >/dev/null 2>&1 </dev/null && return
+    apt-get update -q >/dev/null 2>&1 </dev/null || true
+    "${install[@]}" >/dev/null </dev/null
+}
+
+version_at_least() { [ "$(printf '%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+check_platform() {
+    local system machine glibc
+    system=$(uname -s) machine=$(uname -m)
+    case "$system $machine" in
+        "Linux x86_64" | "Linux aarch64") ;;
+        *) fail "$system on $machine is not supported: the pinned wheels are for Linux on x86_64 or aarch64." \
+            "Use such a machine, or a Debian 12 container on this one." ;;
+    esac
+    glibc=$( (getconf GNU_LIBC_VERSION 2>/dev/null || true) | awk '{print $2}')
+    [ -n "$glibc" ] || fail "this Linux has no glibc (Alpine?): the pinned wheels need glibc $oldest_glibc or newer." \
+        "Use Debian 12, Ubuntu 22.04 or newer."
+    version_at_least "$glibc" "$oldest_glibc" ||
+        fail "glibc $glibc is too old: the pinned wheels need $oldest_glibc or newer. Use Debian 12, Ubuntu 22.04 or newer."
+}
+
+# Is $1 a CPython of a version that the pinned wheels cover? It is run, not only looked up: a pyenv shim exists and fails.
+python_fits() {
+    "$1" -c "import sys; sys.exit(not (3, $oldest_minor) <= sys.version_info[:2] <= (3, $newest_minor))" >/dev/null 2>&1
+}
+
+# Debian keeps the half of `venv` that brings pip in a package of its own.
+python_makes_venvs() { "$1" -c "import ensurepip, venv" >/dev/null 2>&1; }
+
+find_python() {
+    local candidate fallback=
+    if [ -n "${PYTHON:-}" ]; then
+        python_fits "$PYTHON" || fail "PYTHON=$PYTHON is not a Python from 3.$oldest_minor to 3.$newest_minor that runs here."
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.13 python3.12 python3.11 python3; do
+        python_fits "$candidate" || continue
+        if python_makes_venvs "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+        fallback=${fallback:-$candidate}
+    done
+    [ -n "$fallback" ] || no_python
+    echo "$fallback"
+}
+
+no_python() {
+    local found
+    found=$(python3 --version 2>&1) || found="no python3"
+    fail "Python 3.$oldest_minor to 3.$newest_minor is needed; found $found." \
+        "  Debian 12 or newer, Ubuntu 24.04 or newer:  apt install python3 python3-venv" \
+        "  Ubuntu 22.04:                               apt install python3.11 python3.11-venv" \
+        "  elsewhere:                                  uv python install 3.12, or pyenv install 3.12" \
+        "  one that is not on the PATH:                make PYTHON=/path/to/python3 …"
+}
+
+# --- the environment --------------------------------------------------------------------------------------------
+
+make_venv() {
+    local python=$1 package
+    mkdir -p "$venv"
+    touch "$venv/.incomplete"
+    if python_makes_venvs "$python"; then
+        "$python" -m venv "$venv"
+    elif "$python" -m pip --version >/dev/null 2>&1 && "$python" -m pip --python "$python" --version >/dev/null 2>&1; then
+        "$python" -m venv --without-pip "$venv"
+        "$python" -m pip --python "$venv/bin/python" install --quiet --require-hashes --only-binary :all: -r requirements/build.txt
+    elif command -v uv >/dev/null; then
+        uv venv --quiet --allow-existing --seed --python "$python" "$venv"
+    else
+        package=python$("$python" -c "import sys; print('%d.%d' % sys.version_info[:2])")-venv
+        if ! apt_may_install || ! apt_install "$package"; then
+            rm -rf "$venv"
+            fail "$python cannot make an environment: its module ensurepip is missing. Install it, then run make again:" \
+                "  Debian, Ubuntu:  sudo apt install $package" \
+                "  or:              pip for $python, or uv, or another Python (make PYTHON=/path/to/python3 …)"
+        fi
+        "$python" -m venv "$venv"
+    fi
+}
+
+is_the_python_asked_for() {
+    local version='import sys; print(sys.version)'
+    [ -z "${PYTHON:-}" ] || [ "$("$venv/bin/python" -c "$version")" = "$("$PYTHON" -c "$version" 2>/dev/null)" ]
+}
+
+# A venv that was cut short, whose interpreter has gone, or that was moved here (its scripts name the old place) is of no use.
+venv_is_sound() {
+    [ ! -e "$venv/.incomplete" ] && python_fits "$venv/bin/python" &&
+        "$venv/bin/python" -m pip --version >/dev/null 2>&1 && is_the_python_asked_for &&
+        head -n 2 "$venv/bin/pip" | grep -qF "$root/$venv/bin/python"
+}
+
+pip_install() {
+    local quiet=()
+    [ -t 1 ] || quiet=(--quiet)
+    "$venv/bin/python" -m pip --disable-pip-version-check install "${quiet[@]}" "$@"
+}
+
+install_python_packages() {
+    local set=$1 key installed
+    key=$(cat pyproject.toml requirements/*.txt "${BASH_SOURCE[0]}" | sha256sum | cut -d ' ' -f 1)
+    if venv_is_sound; then
+        installed=$(cat "$venv/.installed" 2>/dev/null || true)
+        [ "$installed" = "dev $key" ] || [ "$installed" = "$set $key" ] && return
+    else
+        check_platform
+        local python
+        python=$(find_python)
+        say "Making $venv with $("$python" --version)"
+        rm -rf "$venv"
+        make_venv "$python"
+    fi
+    say "Installing requirements/$set.txt into $venv (the first time takes a minute)"
+    touch "$venv/.incomplete"
+    # --only-binary: a missing wheel ends here with its name, not in a compiler's output.
+    pip_install --require-hashes --only-binary :all: -r requirements/build.txt &&
+        pip_install --require-hashes --only-binary :all: -r "requirements/$set.txt" &&
+        pip_install --no-deps --no-build-isolation --editable . ||
+        fail "pip could not install requirements/$set.txt; its own words are above." \
+            "Behind a proxy or with an own package index: set HTTPS_PROXY, PIP_INDEX_URL, PIP_CERT, then run make again."
+    echo "$set $key" >"$venv/.installed"
+    rm "$venv/.incomplete"
+}
+
+# --- system packages for some tests -----------------------------------------------------------------------------
+
+java_is_new_enough() {
+    local major
+    major=$( (java -version 2>&1 || true) | sed -nE '1s/.*"([0-9]+).*/\1/p')
+    [ -n "$major" ] && [ "$major" -ge "$oldest_java" ]
+}
+
+install_java_and_maven() {
+    local missing=() candidate
+    if ! java_is_new_enough; then
+        [ -n "$(apt-cache pkgnames openjdk- 2>/dev/null | head -n 1)" ] || apt-get update -q >/dev/null 2>&1 || true
+        for candidate in openjdk-25-jre-headless openjdk-21-jre-headless openjdk-17-jre-headless; do
+            if apt-cache show "$candidate" >/dev/null 2>&1; then
+                missing+=("$candidate")
+                break
+            fi
+        done
+    fi
+    command -v mvn >/dev/null || missing+=(maven)
+    apt_install "${missing[@]}"
+}
+
+install_system_packages() {
+    if java_is_new_enough && command -v mvn >/dev/null; then return; fi
+    if apt_may_install && install_java_and_maven && java_is_new_enough && command -v mvn >/dev/null; then return; fi
+    say "Note: Java $oldest_java or newer and Maven are not both here, so the tests on Apache Kafka will be skipped." \
+        "To run them: apt install openjdk-17-jre-headless maven"
+}
+
+# --- pinned requirements ----------------------------------------------------------------------------------------
+
+# One resolution for every Python and platform; the smaller sets take their versions from the largest.
+lock() {
+    local tools=.venv-tools python compile
+    if [ "$("$tools/bin/uv" --version 2>/dev/null | cut -d ' ' -f 2)" != "$uv_version" ]; then
+        python=$(find_python)
+        "$python" -m venv --clear "$tools"
+        "$tools/bin/python" -m pip --disable-pip-version-check install --quiet "uv==$uv_version"
+    fi
+    compile=("$tools/bin/uv" pip compile --quiet --universal "--python-version=3.$oldest_minor" --generate-hashes --no-header)
+    [ -z "${UPGRADE:-}" ] || compile+=(--upgrade)
+    "${compile[@]}" pyproject.toml --extra dev --output-file requirements/dev.txt
+    "${compile[@]}" pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
+    "${compile[@]}" --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+}
+
+# Two makes in one checkout wait for each other; the lock is on the folder itself, so nothing is left behind.
+exec 9<.
+if command -v flock >/dev/null; then flock 9; fi
+
+case "${1:-}" in
+    base | dev) install_python_packages "$1" ;;
+    system) install_system_packages ;;
+    lock) lock ;;
+    *) fail "usage: .ci/setup.sh base|dev|system|lock" ;;
+esac

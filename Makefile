@@ -1,0 +1,53 @@
+# Every target first makes the environment that it needs; `make` alone lists the targets.
+#   ARGS="…"       passed on: to the demo, or to pytest
+#   PYTHON=…       the interpreter for .venv instead of the first that fits
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint types imports pytest format lock wheel clean
+# What another installation put on these paths (ROS does) must not shadow what .venv pins.
+unexport PYTHONPATH PYTHONHOME
+
+BIN := .venv/bin
+PYTHON_FILES := consumer trainer engine framegate.py tests
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## broker, training, consumer and four cameras on this machine, in a few minutes
+	@PYTHON="$(PYTHON)" .ci/setup.sh base
+	@$(BIN)/framegate demo $(ARGS)
+
+test: lint types imports pytest ## everything CI runs: the four targets below
+
+lint: .dev ## ruff: style and format
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+
+types: .dev ## mypy, strict
+	$(BIN)/mypy
+
+imports: .dev ## who may import whom
+	$(BIN)/lint-imports
+
+pytest: .dev ## the tests; ARGS="tests/engine -k resize" for some
+	@PYTHON="$(PYTHON)" .ci/setup.sh system
+	$(BIN)/python -m pytest $(ARGS)
+
+format: .dev ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only $(PYTHON_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
+
+lock: ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 for newer versions
+	@PYTHON="$(PYTHON)" UPGRADE="$(UPGRADE)" .ci/setup.sh lock
+
+wheel: .dev ## build dist/framegate-*.whl
+	$(BIN)/hatchling build -t wheel
+
+clean: ## remove the environment, builds and caches
+	rm -rf .venv .venv-tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(PYTHON_FILES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: .dev
+.dev:
+	@PYTHON="$(PYTHON)" .ci/setup.sh dev

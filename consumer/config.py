@@ -1,0 +1,240 @@
+"""The consumer's settings: one frozen value, checked once. Where they come from is `cli.py`'s business."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from consumer.budget import Limits
+from consumer.errors import SettingsError
+from consumer.pipeline import Pace
+from engine.batcher import BatchPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MIB = 1024 * 1024
+LARGEST_PORT = 65_535
+
+EMBEDDED_SESSION_S = 6.0
+"""On the embedded broker a group forms in half of this."""
+
+SESSION_S = 10.0
+"""How long a dead member keeps its partitions on Apache Kafka; its own default of 45 s leaves a line waiting."""
+
+SESSION_RANGE_S = (1.0, 300.0)
+
+CLIENT_KEYS = frozenset(
+    {
+        "security_protocol",
+        "ssl_check_hostname",
+        "ssl_cafile",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_password",
+        "ssl_crlfile",
+        "ssl_ciphers",
+        "sasl_mechanism",
+        "sasl_plain_username",
+        "sasl_plain_password",
+        "sasl_kerberos_name",
+        "sasl_kerberos_service_name",
+        "sasl_kerberos_domain_name",
+        "proxy_url",
+        "client_dns_lookup",
+    }
+)
+"""What a client file may hold: how to reach and to trust. How the consumer works is not the client's to say."""
+
+OTHER_NAMES = {
+    "ssl_ca_location": "ssl_cafile",
+    "ssl_certificate_location": "ssl_certfile",
+    "ssl_key_location": "ssl_keyfile",
+    "ssl_key_password": "ssl_password",
+    "sasl_mechanisms": "sasl_mechanism",
+    "sasl_username": "sasl_plain_username",
+    "sasl_password": "sasl_plain_password",
+}
+"""As other clients call them."""
+
+_YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything `framegate run` can be told.
+
+    Attributes:
+        bundle: folder, zip or URL of the model bundle.
+        bootstrap_servers: host:port, comma-separated.
+        group: the consumer group; its committed positions say where to go on.
+        frames_topic, verdicts_topic, dead_topic: names of the topics.
+        batch_size: frames in the largest batch.
+        batch_age_ms: how long the oldest decoded frame waits for company.
+        station_cap: frames of one station in a batch while others wait; None: half the batch.
+        decode_threads: threads that decode; None: the cores, at most 8.
+        max_in_flight: frames between fetching and the broker's answer.
+        max_in_flight_mib: MiB of encoded and decoded images among them.
+        http_host, http_port: where metrics and health are served; port 0 takes a free one, None serves none.
+        drain_s: how long a stop may take to answer what is in hand.
+        session_timeout_s: how long a dead consumer keeps its partitions; None: 6 on the embedded broker, else 10.
+        client: the Kafka client's TLS and SASL settings; hidden from logs.
+        backend: what computes.
+        log_format: `text` or `json`.
+        idle_exit_s: end when no frame came for that long; None: never.
+    """
+
+    bundle: str
+    bootstrap_servers: str = "localhost:9092"
+    group: str = "framegate"
+    frames_topic: str = "frames"
+    verdicts_topic: str = "verdicts"
+    dead_topic: str = "frames.dead"
+    batch_size: int = 8
+    batch_age_ms: float = 5.0
+    station_cap: int | None = None
+    decode_threads: int | None = None
+    max_in_flight: int = 256
+    max_in_flight_mib: float = 256.0
+    http_host: str = "127.0.0.1"
+    http_port: int | None = 9108
+    drain_s: float = 20.0
+    session_timeout_s: float | None = None
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    backend: str = "auto"
+    log_format: Literal["text", "json"] = "text"
+    idle_exit_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is opened."""
+        _require_names(self)
+        _at_least("--batch-size", self.batch_size, 1)
+        _at_least("--batch-age-ms", self.batch_age_ms, 0)
+        _at_least("--station-cap", self.station_cap, 1)
+        _at_least("--decode-threads", self.decode_threads, 1)
+        _at_least("--max-in-flight", self.max_in_flight, self.batch_size, "--batch-size, or no batch is ever full")
+        _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
+        _at_least("--drain-s", self.drain_s, 0)
+        _at_least("--idle-exit-s", self.idle_exit_s, 0)
+        low_s, high_s = SESSION_RANGE_S
+        if self.session_timeout_s is not None and not low_s <= self.session_timeout_s <= high_s:
+            msg = f"--session-timeout-s {self.session_timeout_s:g} is out of range: expected {low_s:g} to {high_s:g}"
+            raise SettingsError(msg)
+        if self.http_port is not None and not 0 <= self.http_port <= LARGEST_PORT:
+            msg = f"--http-port {self.http_port} is no port: expected 0 to {LARGEST_PORT}"
+            raise SettingsError(msg)
+
+    @property
+    def topics(self) -> tuple[str, str]:
+        """The topics without which nothing works; dead letters may be without theirs."""
+        return self.frames_topic, self.verdicts_topic
+
+    def session_s(self, *, embedded: bool) -> float:
+        """The session timeout to ask for."""
+        if self.session_timeout_s is not None:
+            return self.session_timeout_s
+        return EMBEDDED_SESSION_S if embedded else SESSION_S
+
+    def pace(self) -> Pace:
+        """How the loop works."""
+        cap = self.station_cap if self.station_cap is not None else max(1, self.batch_size // 2)
+        return Pace(
+            policy=BatchPolicy(self.batch_size, self.batch_age_ms / 1000, cap),
+            limits=Limits(self.max_in_flight, int(self.max_in_flight_mib * MIB)),
+            decode_threads=self.decode_threads or min(8, os.cpu_count() or 1),
+            drain_s=self.drain_s,
+            idle_exit_s=self.idle_exit_s,
+        )
+
+
+def read_client_config(path: Path) -> dict[str, Any]:
+    """The Kafka client's security settings from a file: TOML (`*.toml`) or `name=value` lines.
+
+    Names may be written with dots or underscores and as other clients call them (`sasl.username`). Lines that begin
+    with `#` are comments.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds something else. Never names a value: it may be a secret.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        msg = f"client config {path} cannot be read: {reason}; expected a text file of name=value lines, or TOML"
+        raise SettingsError(msg) from error
+    given = _read_toml(path, text) if path.suffix == ".toml" else _read_lines(path, text)
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        plain = name.strip().replace(".", "_").replace("-", "_")
+        key = OTHER_NAMES.get(plain, plain)
+        if key not in CLIENT_KEYS:
+            known = ", ".join(sorted(CLIENT_KEYS))
+            msg = f"client config {path} has an unknown setting {name!r}: expected some of {known}"
+            raise SettingsError(msg)
+        settings[key] = _truth(path, key, value) if key == "ssl_check_hostname" else str(value)
+    return settings
+
+
+def _read_toml(path: Path, text: str) -> dict[str, Any]:
+    """Top-level settings of a TOML file."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # The parser's own message quotes the line, which may hold a password.
+        msg = f'client config {path} is not TOML: expected lines such as sasl_mechanism = "PLAIN"'
+        raise SettingsError(msg) from error
+
+
+def _read_lines(path: Path, text: str) -> dict[str, str]:
+    """Lines of `name=value`; the value may hold further equals signs."""
+    settings = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        name, separator, value = stripped.partition("=")
+        if not separator:
+            msg = f"client config {path}, line {number}, is no setting: expected name=value"
+            raise SettingsError(msg)
+        settings[name] = value.strip()
+    return settings
+
+
+def _truth(path: Path, key: str, value: object) -> bool:
+    """A yes or a no."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word not in _YES_OR_NO:
+        msg = f"client config {path}: {key} is neither true nor false"
+        raise SettingsError(msg)
+    return _YES_OR_NO[word]
+
+
+def _require_names(settings: Settings) -> None:
+    """Names that are there, and topics that are three."""
+    for option, value in (
+        ("--bundle", settings.bundle),
+        ("--bootstrap-servers", settings.bootstrap_servers),
+        ("--group", settings.group),
+        ("--frames-topic", settings.frames_topic),
+        ("--verdicts-topic", settings.verdicts_topic),
+        ("--dead-topic", settings.dead_topic),
+    ):
+        if not value.strip():
+            msg = f"{option} is empty: expected a name"
+            raise SettingsError(msg)
+    names = (settings.frames_topic, settings.verdicts_topic, settings.dead_topic)
+    if len(set(names)) < len(names):
+        msg = f"frames, verdicts and dead letters need topics of their own: got {', '.join(names)}"
+        raise SettingsError(msg)
+
+
+def _at_least(option: str, value: float | None, least: float, why: str = "") -> None:
+    """Refuse a number below its least; NaN is below everything."""
+    if value is not None and not value >= least:
+        msg = f"{option} {value:g} is too small: expected {least:g} or more{f' ({why})' if why else ''}"
+        raise SettingsError(msg)

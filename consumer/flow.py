@@ -1,0 +1,264 @@
+"""What happens to frames between fetching and committing, as a state machine: no threads, no blocking, no Kafka.
+
+One thread calls everything here. Work that takes time is handed out (`start_decode`, `start_score`, the sink) and comes
+back as a call (`decoded`, `scored`, `delivered`); who carries it there and back is the caller's business, so a test may
+do it by hand, in any order it likes.
+
+A frame's way: `take_in` > decoding > batcher > scoring > its turn in its partition's line > the sink > `delivered`. At
+each step a frame whose tenure has ended is dropped: it is the partition's new owner's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from consumer.errors import BrokerError
+from consumer.judging import Slot, dead_letter_of, verdict_of
+from consumer.tenure import Tenure
+from engine.batcher import BatchPolicy, MicroBatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from consumer.budget import Budget
+    from consumer.delivery import Delivery
+    from consumer.events import Verdict
+    from consumer.judging import Stamp
+    from consumer.ports import Clock, DeadLetters, Fetched, Judge, Sink, TenureChange, Watcher
+    from consumer.tenure import Partition
+
+log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2
+"""One batch in the engine, and a full one behind it, so that it does not wait for this thread between two."""
+
+
+class Flow:
+    """The frames in hand and where each of them stands."""
+
+    def __init__(
+        self,
+        *,
+        judge: Judge,
+        sink: Sink,
+        clock: Clock,
+        watcher: Watcher,
+        dead_letters: DeadLetters,
+        budget: Budget,
+        policy: BatchPolicy,
+        verdict_id: Stamp,
+        start_decode: Callable[[Slot], None],
+        start_score: Callable[[list[Slot]], None],
+        when_delivered: Callable[[Delivery, Sequence[tuple[Slot, Verdict]]], None],
+    ) -> None:
+        """Begin with nothing in hand.
+
+        Args:
+            judge: named in the verdicts; its work is done by whoever `start_decode` and `start_score` lead to.
+            sink: where verdicts go.
+            clock: for how long frames wait.
+            watcher: told how it goes.
+            dead_letters: told of each frame that cannot be judged.
+            budget: frames are taken from it by whoever fetches; given back here.
+            policy: when a batch is taken.
+            verdict_id: gives each frame's place its id.
+            start_decode: begin to decode this slot; `decoded` is to be called when it is.
+            start_score: begin to score these; `scored` is to be called with the same list.
+            when_delivered: a delivery is under way; `delivered` is to be called when it is done.
+        """
+        self._judge = judge
+        self._sink = sink
+        self._clock = clock
+        self._watcher = watcher
+        self._dead_letters = dead_letters
+        self._budget = budget
+        self._verdict_id = verdict_id
+        self._start_decode = start_decode
+        self._start_score = start_score
+        self._when_delivered = when_delivered
+        self.tenure = Tenure()
+        self._batcher: MicroBatcher[Slot] = MicroBatcher(policy)
+        self._lines: dict[Partition, deque[Slot]] = {}
+        self._in_hand = 0
+        self._batches = 0
+        self._flushing = False
+        self.changes = 0
+        """Changes of ownership applied so far."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no frame is in hand, those of ended tenures included."""
+        return self._in_hand == 0
+
+    @property
+    def in_hand(self) -> int:
+        """Frames taken in and neither answered nor dropped."""
+        return self._in_hand
+
+    @property
+    def waiting(self) -> int:
+        """Decoded frames that wait for a batch."""
+        return len(self._batcher)
+
+    @property
+    def batches(self) -> int:
+        """Batches with the engine."""
+        return self._batches
+
+    def take_in(self, fetched: Fetched) -> None:
+        """Changes of ownership, then frames; every frame starts to be decoded.
+
+        Raises:
+            BrokerError: a frame of a partition that is not ours.
+        """
+        for change in fetched.changes:
+            self._apply(change)
+        for frame in fetched.frames:
+            epoch = self.tenure.admit(frame.position)
+            slot = Slot(frame, epoch, fetched.at_s, self._budget.size_of(frame))
+            line = self._lines.setdefault(slot.partition, deque())
+            if line and line[-1].epoch != epoch:
+                self._drop(line)
+            line.append(slot)
+            self._in_hand += 1
+            self._start_decode(slot)
+
+    def decoded(self, slot: Slot) -> None:
+        """A slot's image or fault is there."""
+        if not self._holds(slot):
+            self._forget(slot)
+        elif slot.fault is not None:
+            self._decide([slot])
+        else:
+            self._batcher.add(slot, self._clock.monotonic_s())
+
+    def scored(self, slots: list[Slot], *, whole: bool) -> None:
+        """The engine is done with this batch; `whole`: it went through without being tried frame by frame."""
+        self._batches -= 1
+        largest = self._batcher.policy.max_size
+        self._watcher.scored(len(slots), largest, slots[0].inference_ms or 0.0, failed=not whole)
+        self._decide(self._still_ours(slots))
+
+    def delivered(self, delivery: Delivery, slots: Sequence[tuple[Slot, Verdict]]) -> None:
+        """The broker has answered for these verdicts.
+
+        Raises:
+            BrokerError: one of them failed for good. Nothing from it on is answered, so nothing past it is committed.
+        """
+        if delivery.error is not None:
+            first = slots[0][0].frame.position
+            msg = (
+                f"verdicts could not be published, from {first.topic}-{first.partition} offset {first.offset} on: "
+                f"{type(delivery.error).__name__}: {delivery.error}; nothing past it was committed: mend the broker or "
+                "the topic and start again, these frames are then judged again"
+            )
+            raise BrokerError(msg) from delivery.error
+        for slot, verdict in slots:
+            self.tenure.answered(slot.frame.position, slot.epoch)
+            self._watcher.answered(verdict)
+        self._in_hand -= len(slots)
+        self._budget.give(len(slots), 0)
+
+    def flush(self) -> None:
+        """Nothing more will come: from now on batches are taken without waiting for company."""
+        self._flushing = True
+
+    def advance(self) -> None:
+        """Hand the engine what is due now."""
+        while self._batches < BATCHES_AHEAD:
+            idle = self._batches == 0
+            if not idle and not self._batcher.full:
+                return
+            slots = self._batcher.take(self._clock.monotonic_s(), idle=idle, flush=self._flushing)
+            if not slots:
+                return
+            self._engage(slots)
+
+    def due_s(self) -> float | None:
+        """When `advance` has something to do if nothing comes back before, in monotonic seconds; None: never."""
+        if self._batches:
+            return None
+        return self._batcher.due_s(idle=True)
+
+    def _engage(self, slots: list[Slot]) -> None:
+        """Give the engine those of a batch that are still ours."""
+        held = self._still_ours(slots)
+        if held:
+            self._batches += 1
+            self._start_score(held)
+
+    def _still_ours(self, slots: Iterable[Slot]) -> list[Slot]:
+        """Those whose tenure is running; the others are forgotten."""
+        held = []
+        for slot in slots:
+            if self._holds(slot):
+                held.append(slot)
+            else:
+                self._forget(slot)
+        return held
+
+    def _apply(self, change: TenureChange) -> None:
+        """Partitions came or went: what is in hand of them is not ours to answer any more, either way."""
+        names = ", ".join(f"{topic}-{number}" for topic, number in change.partitions)
+        log.info("partitions %s: %s", change.kind, names or "none")
+        if change.kind == "assigned":
+            self.tenure.begin(change.partitions)
+        else:
+            self.tenure.end(change.partitions)
+        for partition in change.partitions:
+            self._drop(self._lines.get(partition, ()))
+            self._lines.pop(partition, None)
+        self.changes += 1
+        self._watcher.rebalanced(change)
+
+    def _drop(self, line: deque[Slot] | tuple[Slot, ...]) -> None:
+        """End a line. Those that are decided go now; the others when they come back from where they are."""
+        for slot in line:
+            if slot.decided_s is not None:
+                self._forget(slot)
+        if isinstance(line, deque):
+            line.clear()
+
+    def _forget(self, slot: Slot) -> None:
+        """A frame of an ended tenure, back in this thread's hands."""
+        slot.image = None
+        self._in_hand -= 1
+        self._budget.give(1, slot.held_bytes)
+
+    def _holds(self, slot: Slot) -> bool:
+        """Whether its tenure is still running."""
+        return self.tenure.holds(slot.frame.position, slot.epoch)
+
+    def _decide(self, slots: Iterable[Slot]) -> None:
+        """These have their answer; what is at the head of its line goes out."""
+        now_s = self._clock.monotonic_s()
+        touched: dict[Partition, None] = {}
+        for slot in slots:
+            slot.decided_s = now_s
+            touched[slot.partition] = None
+        ready = [slot for partition in touched for slot in self._leading(self._lines[partition])]
+        if ready:
+            self._publish(ready)
+
+    @staticmethod
+    def _leading(line: deque[Slot]) -> Iterable[Slot]:
+        """Take the decided frames off the head of a line: a partition's verdicts go out in the order of its frames."""
+        while line and line[0].decided_s is not None:
+            yield line.popleft()
+
+    def _publish(self, slots: list[Slot]) -> None:
+        """Send their verdicts, and a dead letter beside each `none`."""
+        answers = []
+        freed_bytes = 0
+        for slot in slots:
+            position = slot.frame.position
+            verdict_id = self._verdict_id(position.partition, position.offset)
+            answers.append((slot, verdict_of(slot, self._judge, verdict_id)))
+            if slot.fault is not None:
+                self._dead_letters.put(dead_letter_of(slot, slot.fault, verdict_id))
+            freed_bytes += slot.held_bytes
+        self._budget.give(0, freed_bytes)
+        delivery = self._sink.publish([verdict for _, verdict in answers])
+        self._when_delivered(delivery, answers)

@@ -1,0 +1,220 @@
+"""The work on one frame: decoding, scoring in a batch, and the verdict. What goes wrong stays with its frame.
+
+`decode_slot` runs on the decoding threads, `score_slots` on the engine's, the rest on the loop's. A slot is handed
+from one to the next and belongs to one of them at a time, so it needs no lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+
+from consumer.events import Cause, DeadLetter, Frame, StageTimes, Verdict
+from consumer.tenure import Partition
+from engine.errors import FrameError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from consumer.ports import Clock, Judge
+    from engine.prediction import Prediction, ScoredBatch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a frame cannot be judged."""
+
+    cause: Cause
+    error: str
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One frame on its way through the consumer, with the marks that its stages leave. Times in monotonic seconds.
+
+    Attributes:
+        epoch: the tenure that it was fetched in.
+        held_bytes: what it counts for in the budget until it is published: its payload and its pixels.
+        image: uint8 (h, w, 3) between decoding and scoring.
+        fault: set where it gets the verdict `none`.
+    """
+
+    frame: Frame
+    epoch: int
+    fetched_s: float
+    held_bytes: int
+    decode_began_s: float | None = None
+    decode_ended_s: float | None = None
+    score_began_s: float | None = None
+    decided_s: float | None = None
+    image: NDArray[np.uint8] | None = None
+    fault: Fault | None = None
+    prediction: Prediction | None = None
+    inference_ms: float | None = None
+    classify_ms: float | None = None
+    batch_size: int = 0
+
+    @property
+    def station(self) -> str:
+        """Whose frame it is: what the batcher asks."""
+        return self.frame.station
+
+    @property
+    def partition(self) -> Partition:
+        """Where it came from."""
+        return Partition(self.frame.position.topic, self.frame.position.partition)
+
+
+class Stamp(Protocol):
+    """Gives a frame's position its verdict id."""
+
+    def __call__(self, partition: int, offset: int) -> str:
+        """The id, the same whenever and by whatever model the frame is judged."""
+        ...
+
+
+def decode_slot(judge: Judge, slot: Slot, clock: Clock) -> None:
+    """Fill `slot.image`, or `slot.fault`. Raises nothing."""
+    slot.decode_began_s = clock.monotonic_s()
+    try:
+        slot.image = _decoded(judge, slot)
+    except FrameError as error:
+        slot.fault = Fault(cast("Cause", error.cause), str(error))
+    except Exception as error:  # a decoder's own fault must cost this frame only, and every frame gets its verdict
+        log.exception(
+            "decoding failed unexpectedly: station %r, frame %r, %s",
+            slot.station,
+            slot.frame.frame_id,
+            slot.frame.position,
+        )
+        slot.fault = Fault("engine_error", f"{type(error).__name__}: {error}")
+    slot.decode_ended_s = clock.monotonic_s()
+
+
+def _decoded(judge: Judge, slot: Slot) -> NDArray[np.uint8]:
+    """The image, of the shape that a batch can be made of."""
+    image = judge.decode(slot.frame.payload, slot.station)
+    spec = judge.image_spec
+    expected = (spec.height_px, spec.width_px, 3)
+    if image.shape != expected or image.dtype != np.uint8:
+        msg = f"decoding gave {image.dtype} {image.shape}: expected uint8 {expected}"
+        raise ValueError(msg)
+    return image
+
+
+def score_slots(judge: Judge, slots: Sequence[Slot], clock: Clock) -> bool:
+    """Fill each slot's prediction, or its fault. Raises nothing.
+
+    A batch that fails is tried again frame by frame, so that one frame the engine cannot take costs only itself.
+
+    Returns:
+        Whether the batch went through whole.
+    """
+    try:
+        _score(judge, slots, clock)
+    except Exception:  # whatever an engine raises, each of the frames still gets a verdict
+        if len(slots) > 1:
+            log.warning("the engine failed on a batch of %d; trying its frames one by one", len(slots), exc_info=True)
+        for slot in slots:
+            _score_alone(judge, slot, clock)
+        return False
+    return True
+
+
+def _score_alone(judge: Judge, slot: Slot, clock: Clock) -> None:
+    """One frame's second and last chance."""
+    try:
+        _score(judge, [slot], clock)
+    except Exception as error:  # the same reason as for the batch
+        log.exception("the engine failed on a frame: station %r, frame %r", slot.station, slot.frame.frame_id)
+        slot.fault = Fault("engine_error", f"{type(error).__name__}: {error}")
+        slot.batch_size = 1
+    slot.image = None
+
+
+def _score(judge: Judge, slots: Sequence[Slot], clock: Clock) -> None:
+    """Score these frames together and mark them."""
+    images = np.stack([slot.image for slot in slots if slot.image is not None])  # (n, h, w, 3) uint8
+    began_s = clock.monotonic_s()
+    scored = judge.score(images, [slot.station for slot in slots])
+    _check(scored, len(slots))
+    for slot, prediction in zip(slots, scored.predictions, strict=True):
+        slot.score_began_s = began_s
+        slot.prediction = prediction
+        slot.inference_ms = scored.inference_ms
+        slot.classify_ms = scored.classify_ms
+        slot.batch_size = len(slots)
+    for slot in slots:
+        slot.image = None
+
+
+def _check(scored: ScoredBatch, expected: int) -> None:
+    """Believe no answer that a verdict cannot carry, and none that would move to another frame."""
+    if len(scored.predictions) != expected:
+        msg = f"the engine gave {len(scored.predictions)} predictions for {expected} images"
+        raise ValueError(msg)
+    for prediction in scored.predictions:
+        if not 0.0 <= prediction.defect_probability <= 1.0:  # NaN is refused here too
+            msg = f"the engine gave a defect probability of {prediction.defect_probability}: expected 0 to 1"
+            raise ValueError(msg)
+        if (prediction.decision == "review") is not bool(prediction.reasons):
+            msg = f"the engine decided {prediction.decision!r} for reasons {prediction.reasons}: only review has some"
+            raise ValueError(msg)
+
+
+def verdict_of(slot: Slot, judge: Judge, verdict_id: str) -> Verdict:
+    """The answer to a decided frame, without its image: nothing behind needs that, and a broker may keep it waiting."""
+    point = judge.operating_point
+    prediction = slot.prediction
+    return Verdict(
+        verdict_id=verdict_id,
+        frame=replace(slot.frame, payload=b""),
+        decision="none" if prediction is None else prediction.decision,
+        model=judge.model,
+        engine=judge.engine,
+        decided_at_s=_epoch_s(slot, slot.decided_s),
+        threshold=point.threshold,
+        review_band=point.review_band,
+        times=stage_times(slot),
+        batch_size=slot.batch_size,
+        cause=None if slot.fault is None else slot.fault.cause,
+        reasons=() if prediction is None else prediction.reasons,
+        defect_probability=None if prediction is None else prediction.defect_probability,
+    )
+
+
+def dead_letter_of(slot: Slot, fault: Fault, verdict_id: str) -> DeadLetter:
+    """The record of a frame that could not be judged."""
+    return DeadLetter(verdict_id, slot.frame, fault.cause, fault.error, _epoch_s(slot, slot.decided_s))
+
+
+def stage_times(slot: Slot) -> StageTimes:
+    """Where the frame's time went: transport between two machines' clocks, everything else on the monotonic one."""
+    transport_ms = max(0.0, slot.frame.fetched_at_s - slot.frame.captured_at_s) * 1e3
+    in_hand_ms = _ms(slot.fetched_s, slot.decided_s)
+    return StageTimes(
+        transport_ms=transport_ms,
+        fetch_wait_ms=_ms(slot.fetched_s, slot.decode_began_s),
+        decode_ms=_ms(slot.decode_began_s, slot.decode_ended_s),
+        batch_wait_ms=_ms(slot.decode_ended_s, slot.score_began_s),
+        inference_ms=slot.inference_ms,
+        classify_ms=slot.classify_ms,
+        total_ms=None if in_hand_ms is None else transport_ms + in_hand_ms,
+    )
+
+
+def _ms(began_s: float | None, ended_s: float | None) -> float | None:
+    """A duration in milliseconds, where both its ends were reached."""
+    return None if began_s is None or ended_s is None else (ended_s - began_s) * 1e3
+
+
+def _epoch_s(slot: Slot, at_s: float | None) -> float:
+    """A monotonic mark as epoch seconds, by the one pair of both that the frame has: a stepping clock moves nothing."""
+    return slot.frame.fetched_at_s + (0.0 if at_s is None else at_s - slot.fetched_s)

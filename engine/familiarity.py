@@ -1,0 +1,79 @@
+"""Does this image look like what the model was trained on? Black, blurred and wholly unfamiliar frames never pass.
+
+Two looks, both cheap. The pixels: an image flatter or softer than any training image by far is the camera's fault.
+The features: the distance of the pooled vector to the training set, within and outside its principal directions.
+The limits come from the training images themselves and travel in the bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from engine.prediction import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """Below either value an image is black, blank or blurred.
+
+    Attributes:
+        contrast: standard deviation of the grey values, 0 to 127.5.
+        detail: mean absolute difference of neighbouring grey values.
+    """
+
+    contrast: float
+    detail: float
+
+
+def pixel_statistics(image: np.ndarray) -> tuple[float, float]:
+    """(contrast, detail) of one uint8 (h, w, 3) image, as the limits are expressed."""
+    grey = image.astype(np.float32).mean(axis=2)
+    across = float(np.abs(np.diff(grey, axis=1)).mean())
+    down = float(np.abs(np.diff(grey, axis=0)).mean())
+    return float(grey.std()), across + down
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureLimits:
+    """The training set as an ellipsoid with soft walls in the pooled features' space.
+
+    The distance of a pooled vector v, with z = (v - mean) / scale, is the larger of two ratios: the root mean square
+    of z along the principal directions, each in units of its own deviation, and the root mean square of what is left
+    of z outside them, in units of the training images' own.
+
+    Attributes:
+        mean, scale: (d,) float32.
+        directions: (q, d) float32, orthonormal rows.
+        deviations: (q,) float32.
+        residual: deviation of the training images outside the directions.
+        limit: a distance above it is unfamiliar.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    directions: np.ndarray
+    deviations: np.ndarray
+    residual: float
+    limit: float
+
+    def distance(self, pooled: np.ndarray) -> float:
+        """Distance of one pooled vector (d,); 1 is typical of the training set."""
+        z = (pooled - self.mean) / self.scale
+        along = self.directions @ z
+        outside = z - along @ self.directions
+        inside_rms = float(np.sqrt(np.mean(np.square(along / self.deviations))))
+        outside_rms = float(np.sqrt(np.mean(np.square(outside)))) / self.residual
+        return max(inside_rms, outside_rms)
+
+
+def unfamiliar(image: np.ndarray, pooled: np.ndarray, pixels: PixelLimits, features: FeatureLimits) -> Reason | None:
+    """Why this image must not pass on the model's word, or None."""
+    contrast, detail = pixel_statistics(image)
+    if contrast < pixels.contrast or detail < pixels.detail:
+        return "camera"
+    # Written so that a distance that is no number counts as unfamiliar.
+    return None if features.distance(pooled) <= features.limit else "out_of_distribution"

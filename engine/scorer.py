@@ -1,0 +1,79 @@
+"""The one way to a verdict's numbers: `framegate score` and the consumer both go through here."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from engine.backend import Backend, open_backend
+from engine.bundle import Bundle, open_bundle
+from engine.heads import stack
+from engine.prediction import OperatingPoint, ScoredBatch
+from engine.preprocess import preprocess
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from engine.specs import ImageSpec
+
+
+class Scorer:
+    """A bundle on a backend: encoded bytes to pixels, pixels to predictions.
+
+    `decode` may be called from many threads at once; `score` from one at a time. A context manager: leaving it gives
+    the backend back.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """Put a bundle on a backend that was opened on its graph."""
+        self.bundle = bundle
+        self.backend = backend
+        self._weights, self._biases = stack([bundle.head])
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How bytes become the network's input."""
+        return self.bundle.image
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """Where pass ends and fail begins."""
+        return self.bundle.head.operating_point
+
+    def decode(self, payload: bytes | bytearray | memoryview | None) -> np.ndarray:
+        """uint8 (h, w, 3) as the graph takes it. Raises FrameError where the bytes are no usable image."""
+        return preprocess(payload, self.bundle.image)
+
+    def score(self, images: np.ndarray) -> ScoredBatch:
+        """Predictions for uint8 (n, h, w, 3) images; an image's answer does not depend on the others."""
+        start_s = time.perf_counter()
+        features = self.backend.infer(images, self._weights, self._biases)
+        inferred_s = time.perf_counter()
+        predictions = self.bundle.head.predict(images, features.evidence[:, 0], features.pooled)
+        done_s = time.perf_counter()
+        return ScoredBatch(tuple(predictions), (inferred_s - start_s) * 1e3, (done_s - inferred_s) * 1e3)
+
+    def close(self) -> None:
+        """Give the backend back."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        """The scorer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def open_scorer(location: str | Path, backend: str = "auto") -> Scorer:
+    """Open a bundle on a backend.
+
+    Raises:
+        BundleError: the bundle is not there or not whole.
+        InputError: there is no such backend.
+    """
+    bundle = open_bundle(location)
+    return Scorer(bundle, open_backend(backend, bundle.graph))

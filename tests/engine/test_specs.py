@@ -1,0 +1,129 @@
+"""The frozen descriptions: what they refuse, and that JSON brings them back unchanged."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import InputError
+from engine.specs import MAX_SIDE_PX, MIN_SIDE_PX, STRIDE_PX, BatchProfile, ImageSpec, Region, nearest_side
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+fraction = st.floats(0, 1)
+side = st.integers(MIN_SIDE_PX // STRIDE_PX, MAX_SIDE_PX // STRIDE_PX).map(lambda n: n * STRIDE_PX)
+
+
+@st.composite
+def regions(draw: Callable[[st.SearchStrategy[float]], float]) -> Region:
+    """Any region that may exist."""
+    left, right = sorted((draw(fraction), draw(fraction)))
+    top, bottom = sorted((draw(fraction), draw(fraction)))
+    return Region(left if left < right else 0.0, top if top < bottom else 0.0, right or 1.0, bottom or 1.0)
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [
+        (0.5, 0.0, 0.5, 1.0),
+        (0.6, 0.0, 0.4, 1.0),
+        (-0.1, 0.0, 1.0, 1.0),
+        (0.0, 0.0, 1.0, 1.1),
+        (0.0, math.nan, 1.0, 1.0),
+        (0.0, 0.0, math.inf, 1.0),
+    ],
+)
+def test_a_region_that_is_empty_or_leaves_the_image_is_refused(corners: tuple[float, float, float, float]) -> None:
+    with pytest.raises(InputError, match="not inside the image"):
+        Region(*corners)
+
+
+def test_a_region_is_read_from_text() -> None:
+    assert Region.parse("0.25, 0.1,0.75,0.9") == Region(0.25, 0.1, 0.75, 0.9)
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3", "a,b,c,d", "0,0,1,1,1", "0;0;1;1"])
+def test_text_that_is_no_region_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="four numbers"):
+        Region.parse(text)
+
+
+def test_a_region_in_pixels() -> None:
+    assert Region().pixels(1920, 1080) == (0, 0, 1920, 1080)
+    assert Region(0.25, 0.1, 0.75, 0.9).pixels(1920, 1080) == (480, 108, 1440, 972)
+
+
+@given(regions(), st.integers(1, 5000), st.integers(1, 5000))
+def test_a_region_in_pixels_is_never_empty_and_inside(region: Region, width_px: int, height_px: int) -> None:
+    x0, y0, x1, y1 = region.pixels(width_px, height_px)
+    assert 0 <= x0 < x1 <= width_px
+    assert 0 <= y0 < y1 <= height_px
+
+
+@pytest.mark.parametrize("size", [(225, 224), (224, 0), (32, 224), (224, 2080), (-224, 224)])
+def test_a_size_that_does_not_fit_the_backbone_is_refused_with_a_cure(size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"does not fit the backbone.*take \d+"):
+        ImageSpec(*size)
+
+
+@pytest.mark.parametrize("name", ["resize", "interpolation", "colour", "sixteen_bit", "alpha", "exif"])
+def test_a_word_of_another_version_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}='other' is not known"):
+        ImageSpec.from_json({**ImageSpec(224, 224).to_json(), name: "other"})
+
+
+@pytest.mark.parametrize("name", ["max_pixels", "max_bytes"])
+def test_a_limit_must_be_positive(name: str) -> None:
+    with pytest.raises(InputError, match="must be positive"):
+        ImageSpec.from_json({**ImageSpec(224, 224).to_json(), name: 0})
+
+
+@given(side, side, regions(), st.integers(1, 10**9))
+def test_an_image_spec_survives_json(width_px: int, height_px: int, region: Region, max_pixels: int) -> None:
+    spec = ImageSpec(width_px, height_px, region, max_pixels=max_pixels)
+    assert ImageSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_unknown_and_missing_fields_are_named() -> None:
+    value = ImageSpec(224, 224).to_json()
+    del value["alpha"]
+    with pytest.raises(InputError, match=r"\['alpha', 'tiles'\]"):
+        ImageSpec.from_json({**value, "tiles": 4})
+
+
+@pytest.mark.parametrize("region", [{"left": 0.1}, {"left": 0, "top": 0, "right": 1, "bottom": 1, "x": 0}, None, "all"])
+def test_a_region_of_other_fields_is_refused(region: object) -> None:
+    with pytest.raises(InputError, match="region"):
+        ImageSpec.from_json({**ImageSpec(224, 224).to_json(), "region": region})
+
+
+@pytest.mark.parametrize(("name", "value"), [("width_px", "224"), ("max_pixels", None), ("max_bytes", 1.5)])
+def test_a_field_of_another_type_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        ImageSpec.from_json({**ImageSpec(224, 224).to_json(), name: value})
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True])
+def test_a_corner_that_is_no_number_is_refused(value: object) -> None:
+    region = {"left": value, "top": 0.0, "right": 1.0, "bottom": 1.0}
+    with pytest.raises(InputError, match="left"):
+        ImageSpec.from_json({**ImageSpec(224, 224).to_json(), "region": region})
+
+
+@pytest.mark.parametrize("profile", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])
+def test_a_batch_profile_out_of_order_is_refused(profile: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="out of order"):
+        BatchProfile(*profile)
+
+
+@given(st.integers(-100, 10_000))
+def test_the_nearest_side_is_taken_by_the_backbone(wanted_px: int) -> None:
+    nearest = nearest_side(wanted_px)
+    ImageSpec(nearest, nearest)
+    assert abs(nearest - min(max(wanted_px, MIN_SIDE_PX), MAX_SIDE_PX)) <= STRIDE_PX // 2

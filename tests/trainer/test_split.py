@@ -1,0 +1,118 @@
+"""Splits: no group and no copy on both sides, both classes on both sides, the same on every run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.errors import SplitError
+from trainer.split import contradictions, first_of_each, group_ids, grouped_folds, holdout
+
+CASES = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=40)
+
+
+def is_possible(labels: np.ndarray, groups: np.ndarray) -> bool:
+    """Each class lies in at least two groups: then, and only then, both sides can know both classes."""
+    return all(len(set(groups[labels == label])) > 1 for label in (False, True))
+
+
+@settings(max_examples=300, deadline=None)
+@given(CASES, st.integers(0, 2**31), st.sampled_from([0.1, 0.25, 0.5]))
+def test_holdout_keeps_groups_whole_whenever_that_is_possible(
+    cases: list[tuple[bool, int]], seed: int, share: float
+) -> None:
+    labels, groups = (np.array(column) for column in zip(*cases, strict=True))
+    if not is_possible(labels, groups):
+        with pytest.raises(SplitError):
+            holdout(labels, groups, share=share, seed=seed)
+        return
+    train, test = holdout(labels, groups, share=share, seed=seed)
+    assert sorted([*train, *test]) == list(range(len(cases)))
+    assert not set(groups[train]) & set(groups[test])
+    assert set(labels[train]) == set(labels[test]) == {False, True}
+    again = holdout(labels, groups, share=share, seed=seed)
+    np.testing.assert_array_equal(train, again[0])
+    np.testing.assert_array_equal(test, again[1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(CASES, st.integers(0, 2**31), st.integers(2, 6))
+def test_folds_test_every_image_once(cases: list[tuple[bool, int]], seed: int, folds: int) -> None:
+    labels, groups = (np.array(column) for column in zip(*cases, strict=True))
+    if not is_possible(labels, groups):
+        with pytest.raises(SplitError):
+            grouped_folds(labels, groups, folds=folds, seed=seed)
+        return
+    pairs = grouped_folds(labels, groups, folds=folds, seed=seed)
+    assert 2 <= len(pairs) <= folds
+    assert sorted(index for _, test in pairs for index in test) == list(range(len(cases)))
+    for train, test in pairs:
+        assert sorted([*train, *test]) == list(range(len(cases)))
+        assert not set(groups[train]) & set(groups[test])
+        assert set(labels[train]) == {False, True}
+        assert len(test)
+
+
+@pytest.mark.parametrize("per_group", [1, 4])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.5])
+def test_shares_are_met_where_groups_are_fine(per_group: int, share: float) -> None:
+    rng = np.random.default_rng(7)
+    groups = np.repeat(np.arange(400 // per_group), per_group)
+    labels = rng.random(400) < 0.2
+    _, test = holdout(labels, groups, share=share, seed=3)
+    assert len(test) / 400 == pytest.approx(share, abs=0.03)
+    assert labels[test].mean() == pytest.approx(labels.mean(), abs=0.03)
+
+
+def test_the_seed_decides() -> None:
+    labels, groups = np.arange(100) % 3 == 0, np.arange(100)
+    assert set(holdout(labels, groups, seed=1)[1]) != set(holdout(labels, groups, seed=2)[1])
+    assert len(grouped_folds(labels, groups, folds=5, seed=1)) == 5
+
+
+def test_labels_and_groups_may_be_words() -> None:
+    labels = ["good", "fail"] * 20
+    groups = [f"board {index // 4}" for index in range(40)]
+    train, test = holdout(labels, groups, seed=0)
+    assert len(train) + len(test) == 40
+
+
+def test_all_defects_in_one_group_are_refused() -> None:
+    labels = np.arange(40) < 10
+    groups = np.arange(40) // 10
+    with pytest.raises(
+        SplitError, match=r"one group \(the classes lie in 3 and 1 groups\).*add images of another group"
+    ):
+        holdout(labels, groups, seed=0)
+    with pytest.raises(SplitError, match="one group"):
+        grouped_folds(labels, groups, seed=0)
+
+
+def test_arguments_are_checked() -> None:
+    labels, groups = [False, True] * 5, list(range(10))
+    for share in (0.0, 0.6, float("nan")):
+        with pytest.raises(SplitError, match="share"):
+            holdout(labels, groups, share=share, seed=0)
+    with pytest.raises(SplitError, match="1 folds"):
+        grouped_folds(labels, groups, folds=1, seed=0)
+    with pytest.raises(SplitError, match="two classes"):
+        holdout([0, 1, 2], [0, 1, 2], seed=0)
+    with pytest.raises(SplitError, match="groups"):
+        holdout(labels, groups[:-1], seed=0)
+
+
+def test_copies_share_a_group_also_through_others() -> None:
+    groups = ["a", "a", "b", "c", None, None, None]
+    hashes = ["1", "2", "2", "3", "3", "4", "5"]
+    assert group_ids(groups, hashes).tolist() == [0, 0, 0, 1, 1, 2, 3]
+    assert group_ids([None] * 4, list("xyxz")).tolist() == [0, 1, 0, 2]
+    # A group that is called like a hash is another thing.
+    assert group_ids(["1", None], ["2", "1"]).tolist() == [0, 1]
+
+
+def test_copies_can_be_dropped_and_contradictions_found() -> None:
+    hashes = ["1", "2", "1", "3", "2"]
+    assert first_of_each(hashes).tolist() == [0, 1, 3]
+    assert contradictions([True, True, False, False, True], hashes) == [(0, 2)]

@@ -1,0 +1,166 @@
+"""The trainer's commands: `framegate train` and `framegate data`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine.command import VERB, print_json
+from engine.errors import InputError
+from engine.specs import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trainer.train import Step
+
+_TRAIN_EXAMPLE = """\b
+Example:
+  framegate train parts.zip --out bundles/parts-1 --size 320x224 --roi 0.2,0.1,0.8,0.9
+"""
+
+
+@click.command(context_settings=VERB, epilog=_TRAIN_EXAMPLE)
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle to write: a new folder, or a .zip.")
+@click.option("--name", help="Name of the model in verdicts; by default the bundle's own.")
+@click.option("--model-version", default="1", help="Version of the model in verdicts.")
+@click.option("--fail-class", help="Which of the two classes is the defect, where the names do not say it.")
+@click.option("--groups", type=click.Path(path_type=Path), help="CSV with columns file,label,group (lot, board, ...).")
+@click.option(
+    "--size", help="Input of the network as WIDTHxHEIGHT in pixels, multiples of 32; by default from the images."
+)
+@click.option("--roi", help="Region of interest as fractions left,top,right,bottom of the image, cut before resizing.")
+@click.option(
+    "--seed", default=0, type=click.IntRange(min=0), help="Decides the split; the same seed, the same bundle."
+)
+@click.option("--defect-rate", type=float, help="Share of defects on the line; by default the training set's own.")
+@click.option("--cost-escape", default=10.0, help="What a defect that passes costs, in any unit.")
+@click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
+@click.option("--cost-review", default=0.3, help="What an inspector's look costs; 0 for no review band.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
+    """Train a bundle from SOURCE: a zip or a folder of two classes.
+
+    Classes come from folders (good/, fail/) or from names (cat.12.jpg, dog.7.jpg).
+    """
+    from trainer.operating_point import Costs  # noqa: PLC0415 - `--help` must not wait for scikit-learn
+    from trainer.train import TrainSettings  # noqa: PLC0415
+    from trainer.train import train as run_training  # noqa: PLC0415
+
+    settings = TrainSettings(
+        source=source,
+        out=out,
+        name=options["name"],
+        version=options["model_version"],
+        fail_class=options["fail_class"],
+        groups=options["groups"],
+        size_px=parse_size(options["size"]) if options["size"] else None,
+        region=Region.parse(options["roi"]) if options["roi"] else Region(),
+        seed=options["seed"],
+        defect_rate=options["defect_rate"],
+        costs=Costs(options["cost_escape"], options["cost_false_reject"], options["cost_review"]),
+    )
+    with progress_bar() as progress:
+        _, summary = run_training(settings, progress)
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+
+
+@click.group(context_settings=VERB)
+def data() -> None:
+    """Image sets: fetch a public one, or render a line."""
+
+
+@data.command(context_settings=VERB, epilog="\b\nExample:\n  framegate data fetch catdog --out sets/catdog\n")
+@click.argument("name")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to fill; an earlier try is continued."
+)
+@click.option("--base-url", help="Fetch from this mirror instead; the hashes stay the pinned ones.")
+def fetch(name: str, out: Path, base_url: str | None) -> None:
+    """Fetch the public image set NAME; its licence is shown, every file's hash is checked."""
+    from trainer.public_data import fetch as fetch_set  # noqa: PLC0415 - only when asked for
+    from trainer.public_data import find_set  # noqa: PLC0415
+
+    click.echo(find_set(name).notice)
+    with progress_bar() as progress:
+        from trainer.train import Step  # noqa: PLC0415
+
+        fetch_set(name, out, base_url=base_url, progress=lambda done, total: progress(Step("fetch", done, total)))
+    click.echo(f"fetched into {out}; train on it with: framegate train {out} --out bundles/{name}")
+
+
+@data.command(context_settings=VERB, epilog="\b\nExample:\n  framegate data render --out sets/line --per-station 100\n")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder for the images and groups.csv.")
+@click.option("--per-station", default=200, type=click.IntRange(min=1), help="Images of each station.")
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="The same seed, the same images.")
+@click.option(
+    "--first-lot",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Number of the first lot: later lots look a little different.",
+)
+@click.option("--lots", default=5, type=click.IntRange(min=1), help="How many lots.")
+@click.option("--defect-share", default=0.4, type=click.FloatRange(0, 1), help="Share of defects.")
+def render(out: Path, **options: Any) -> None:
+    """Render an assembly line: four stations, good parts and parts with scratches, dents, missing holes and stains."""
+    from trainer.rendered import render_line  # noqa: PLC0415 - only when asked for
+
+    images = render_line(out, **options)
+    click.echo(f"rendered {len(images)} images into {out}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) in pixels of `WIDTHxHEIGHT`. Raises InputError on anything else."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        msg = f"size {text!r} is not two numbers: expected WIDTHxHEIGHT in pixels, for example 320x224"
+        raise InputError(msg) from error
+    return width, height
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Step], None]]:
+    """A progress bar on standard error where a terminal is there; silent elsewhere."""
+    from rich.console import Console  # noqa: PLC0415 - only while something is shown
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(step: Step) -> None:
+            if step.name not in tasks:
+                tasks[step.name] = bar.add_task(step.name, total=step.total or None)
+            bar.update(tasks[step.name], completed=step.done, total=step.total or None)
+
+        yield show
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    held = summary["held_out"]
+    low, high = summary["review_band"]
+    click.echo(f"bundle   {summary['bundle']}  (name {summary['name']}, digest {summary['digest'][:12]})")
+    click.echo(f"classes  pass {summary['classes']['pass']!r}, fail {summary['classes']['fail']!r}")
+    click.echo(
+        f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px, defect rate {summary['defect_rate']:.3f}"
+    )
+    click.echo(f"decides  fail from {summary['threshold']:.3f}, review from {low:.3f} to {high:.3f}")
+    click.echo(
+        f"held out {held['images']} images, {held['defects']} defects: AUROC {held['auroc']:.4f}, "
+        f"defects not passed {held['recall']:.3f}, good parts failed {held['false_reject_rate']:.3f}"
+    )
+    for note in summary["notes"]:
+        click.echo(f"note     {note}")
+    if summary["skipped"]:
+        name, why = summary["skipped"][0]
+        click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
+    click.echo(f"took     {summary['seconds']:.1f} s")

@@ -1,0 +1,25 @@
+"""What the trainer raises on purpose, split by what the caller does next."""
+
+from __future__ import annotations
+
+from engine.errors import InputError, WorkError
+
+
+class SourceError(InputError):
+    """A source of images that is not there, not readable, or not safe to read: nothing of it is used."""
+
+
+class MemberError(SourceError):
+    """One file of a sound source cannot be read. The caller may set it aside and go on with the rest."""
+
+
+class LabelError(InputError):
+    """The files do not say which two classes there are: the message says what to add or rename."""
+
+
+class SplitError(InputError):
+    """The groups do not allow a split in which both sides know both classes."""
+
+
+class FetchError(WorkError):
+    """A public set cannot be downloaded now, or what arrived is not what was pinned. Starting again may help."""

@@ -1,0 +1,122 @@
+"""Labelled samples through the frozen featurizer: decoded as in serving, computed by the same engine code."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.backbone import FeaturizerSpec, build_training_graph, grid
+from engine.backend_onnx import OneImageStreams
+from engine.errors import FrameError, InputError
+from engine.familiarity import pixel_statistics
+from engine.preprocess import preprocess
+from trainer.errors import MemberError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.specs import ImageSpec
+
+BATCH = 32
+FLOAT32_BYTES = 3 << 29
+LIMIT_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureSet:
+    """Features of the samples that could be decoded, in the samples' order.
+
+    Attributes:
+        kept: (n,) indices into the samples.
+        pooled: (n, d) float32.
+        channels: (n, locations, c) float32, or float16 where float32 would take more than 1.5 GiB.
+        pixels: (n, 2) contrast and detail of each image.
+        sha256: (n,) of each image's encoded bytes: equal bytes, equal part.
+        skipped: (name, why) of the samples that could not be decoded.
+    """
+
+    kept: np.ndarray
+    pooled: np.ndarray
+    channels: np.ndarray
+    pixels: np.ndarray
+    sha256: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def extract(
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    image: ImageSpec,
+    featurizer: FeaturizerSpec,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> FeatureSet:
+    """Read, decode and featurize; `progress` is called with the number of samples done since the last call.
+
+    Raises:
+        InputError: the features would take more memory than 8 GiB.
+    """
+    rows, columns = grid(image)
+    shape = (len(names), rows * columns, featurizer.channels)
+    pooled = np.empty((len(names), featurizer.pooled_size), np.float32)
+    channels = _allocate(shape)
+    kept: list[int] = []
+    pixels: list[tuple[float, float]] = []
+    digests: list[str] = []
+    skipped: list[tuple[str, str]] = []
+
+    def decode(loaded: tuple[int, bytes | MemberError]) -> tuple[int, str, np.ndarray | str]:
+        index, data = loaded
+        if isinstance(data, MemberError):
+            return index, "", str(data)
+        try:
+            return index, sha256(data).hexdigest(), preprocess(data, image)
+        except FrameError as error:
+            return index, "", str(error)
+
+    graph = OneImageStreams(build_training_graph(featurizer, image))
+    try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for start in range(0, len(names), BATCH):
+                batch_range = range(start, min(start + BATCH, len(names)))
+                loaded = list(pool.map(decode, [(index, _read(read, names[index])) for index in batch_range]))
+                good = [(index, digest, pixel) for index, digest, pixel in loaded if isinstance(pixel, np.ndarray)]
+                skipped += [(names[index], why) for index, _, why in loaded if isinstance(why, str)]
+                if good:
+                    place = slice(len(kept), len(kept) + len(good))
+                    batch = np.stack([pixel for _, _, pixel in good])
+                    pooled[place], channels[place] = graph.run(["pooled", "channels"], batch, {})
+                    pixels += [pixel_statistics(pixel) for pixel in batch]
+                    kept += [index for index, _, _ in good]
+                    digests += [digest for _, digest, _ in good]
+                progress(len(loaded))
+    finally:
+        graph.close()
+    n = len(kept)
+    return FeatureSet(
+        np.array(kept, np.int64), pooled[:n], channels[:n], np.array(pixels), tuple(digests), tuple(skipped)
+    )
+
+
+def _read(read: Callable[[str], bytes], name: str) -> bytes | MemberError:
+    """One at a time: a source belongs to one thread. What cannot be read is set aside, not fatal."""
+    try:
+        return read(name)
+    except MemberError as error:
+        return error
+
+
+def _allocate(shape: tuple[int, int, int]) -> np.ndarray:
+    size = 4 * int(np.prod(shape, dtype=np.int64))
+    if size // 2 > LIMIT_BYTES:
+        msg = (
+            f"{shape[0]} images at {shape[1]} locations take {size / 2**31:.0f} GiB of features: "
+            f"expected at most {LIMIT_BYTES >> 30} GiB; give a smaller --size or fewer images"
+        )
+        raise InputError(msg)
+    return np.empty(shape, np.float32 if size <= FLOAT32_BYTES else np.float16)

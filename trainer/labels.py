@@ -1,0 +1,438 @@
+"""Which two classes there are, which of them is the defect, and what belongs together: from names and a CSV file.
+
+Nothing is guessed silently. Where the words do not say which class is the defect, a note says what was taken; where
+the files do not say which classes there are, training does not begin.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainer.archives import show
+from trainer.errors import LabelError
+from trainer.sources import GROUPS_FILE, IMAGE_SUFFIXES, decode_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from trainer.sources import Source
+
+MINIMUM_PER_CLASS = 10
+"""Fewer images than this cannot be trained on and held out at once."""
+
+CLASSES = 2
+
+How = Literal["folders", "names", "csv"]
+
+# fmt: off
+PASS_WORDS = frozenset({
+    "good", "ok", "okay", "pass", "passed", "normal", "healthy", "intact", "flawless", "clean", "perfect",
+    "accept", "accepted", "conform", "conforming", "io", "gut", "gutteil", "bon", "bueno", "buono",
+})
+FAIL_WORDS = frozenset({
+    "fail", "failed", "failure", "bad", "ng", "nok", "nio", "nogood", "notok", "defect", "defects",
+    "defective", "reject", "rejected", "rejects", "anomaly", "anomalies", "anomalous", "abnormal", "broken",
+    "faulty", "fault", "faults", "damage", "damaged", "scrap", "crack", "cracked", "scratch", "scratched",
+    "dent", "dented", "missing", "nonconforming", "def", "schlecht", "schlechtteil", "defekt", "ausschuss",
+    "fehler",
+})
+# fmt: on
+NEGATIONS = frozenset({"no", "not", "non", "without", "free", "ohne", "kein", "keine"})
+
+SPLIT_WORDS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval"})
+"""Folders of other people's splits: looked through, since the split made here must be free of leaks."""
+
+DOTTED_NAME = re.compile(r"(?P<label>[^.]*[^.\d][^.]*)\.\d+\.\w+")
+"""`cat.12.jpg`: unmistakably a class and a number."""
+NUMBERED_NAME = re.compile(r"(?P<label>.*?[^\W\d])[ _-]+\(?\d+\)?\.\w+")
+"""`good_12.jpg`, `good-12.jpg`, `good (12).jpg`: a class only if the words say so, for cameras name files like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its class.
+
+    Attributes:
+        name: path inside the source.
+        label: name of its class.
+        is_defect: whether that is the fail class.
+        group: images of one group (part, board, shift) never lie on both sides of a split; None: it stands alone.
+        extra: further columns of the CSV file, never trained on: for metrics by kind, station or difficulty.
+    """
+
+    name: str
+    label: str
+    is_defect: bool
+    group: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What a source's names mean.
+
+    Attributes:
+        samples: in the order of the names given.
+        pass_class, fail_class: names of the two classes.
+        skipped: (name, reason) of files that belong to neither class.
+        how: where the labels come from.
+        notes: what the user should hear, guesses above all.
+    """
+
+    samples: tuple[Sample, ...]
+    pass_class: str
+    fail_class: str
+    skipped: tuple[tuple[str, str], ...]
+    how: How
+    notes: tuple[str, ...] = ()
+
+
+def label_source(
+    source: Source,
+    *,
+    fail_class: str | None = None,
+    groups_file: Path | None = None,
+    minimum_per_class: int = MINIMUM_PER_CLASS,
+) -> Labelling:
+    """Label a source's images: by `groups_file`, else by a `groups.csv` inside the source, else by their names.
+
+    Raises:
+        InputError: the CSV file cannot be read, or `label_items` refuses.
+    """
+    notes: tuple[str, ...] = ()
+    if groups_file is not None:
+        text: str | None = read_groups_file(groups_file)
+    else:
+        text = source.groups_csv()
+        if text is not None:
+            notes = (f"the {GROUPS_FILE} inside the source is used; --groups FILE takes another",)
+    names = [item.name for item in source.items()]
+    labelling = label_items(names, fail_class=fail_class, groups_csv=text, minimum_per_class=minimum_per_class)
+    return replace(labelling, notes=notes + labelling.notes)
+
+
+def read_groups_file(path: Path) -> str:
+    """Text of a CSV file on this machine.
+
+    Raises:
+        LabelError: it cannot be read.
+        SourceError: it is not UTF-8 text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        msg = f"groups file {path} cannot be read: {error.strerror}; expected a CSV file with columns file,label,group"
+        raise LabelError(msg) from error
+    return decode_csv(content, f"groups file {path}")
+
+
+def label_items(
+    names: Sequence[str],
+    *,
+    fail_class: str | None = None,
+    groups_csv: str | None = None,
+    minimum_per_class: int = MINIMUM_PER_CLASS,
+) -> Labelling:
+    """Find the two classes and give every image its own.
+
+    Folders come first: the two folders whose names are words for pass and fail, at whatever depth, else the first
+    level with several folders. Files that lie flat are read as `cat.12.jpg`. A CSV file (columns file,label,group,
+    further ones are kept in `extra`) gives the labels itself and must agree with folders or names that carry them.
+
+    Args:
+        names: posix paths inside the source.
+        fail_class: which class is the defect; without it well-known words decide, else the second in the alphabet,
+            and a note says so.
+        groups_csv: text of the CSV file.
+        minimum_per_class: how few images of one class are refused.
+
+    Raises:
+        LabelError: not exactly two classes, too few images of one, or a CSV file that does not fit the images.
+    """
+    found = _labels_of_names(names)
+    rows: Mapping[str, _Row] = {}
+    if groups_csv is not None:
+        rows, notes = _match_rows(names, groups_csv)
+        found = _labels_of_rows(names, rows, found, notes)
+    labels, classes = _merge_spellings(found.labels)
+    _refuse_classes(classes, found.how, names)
+    pass_class, failing, guess = _which_fails(sorted(classes), fail_class, is_certain=found.is_certain)
+    _refuse_few(classes, minimum_per_class)
+    samples = tuple(
+        Sample(name, labels[name], labels[name] == failing, **_from_row(rows.get(name)))
+        for name in names
+        if name in labels
+    )
+    skipped = tuple((name, found.skipped[name]) for name in names if name in found.skipped)
+    return Labelling(samples, pass_class, failing, skipped, found.how, (*found.notes, *guess))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Labels and where they come from; `is_certain`: these words are classes, whatever they mean."""
+
+    labels: dict[str, str]
+    skipped: dict[str, str]
+    how: How
+    notes: tuple[str, ...] = ()
+    is_certain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line of the CSV file."""
+
+    line: int
+    file: str
+    label: str
+    group: str | None
+    extra: Mapping[str, str]
+
+
+def _from_row(row: _Row | None) -> dict[str, Any]:
+    """What a CSV row adds to a sample."""
+    return {} if row is None else {"group": row.group, "extra": row.extra}
+
+
+def _labels_of_names(names: Sequence[str]) -> _Found:
+    """Labels from the folders where there are several, else from the file names."""
+    parts = {name: PurePosixPath(name).parts for name in names}
+    level = _class_level([own[:-1] for own in parts.values()])
+    if level is None:
+        return _labels_of_files(names)
+    labels = {name: own[level] for name, own in parts.items() if len(own) > level + 1}
+    skipped = {name: "lies beside the class folders" for name in names if name not in labels}
+    above = sorted({part.casefold() for own in parts.values() for part in own[:level]} & SPLIT_WORDS)
+    notes = (f"folders {', '.join(above)} are looked through: the split is made here",) if above else ()
+    return _Found(labels, skipped, "folders", notes)
+
+
+def _class_level(folders: Sequence[tuple[str, ...]]) -> int | None:
+    """Depth at which folders name the classes; None where no depth has several folders."""
+    depth = max((len(own) for own in folders), default=0)
+    levels = [{own[level].casefold() for own in folders if len(own) > level} for level in range(depth)]
+    for level, found in enumerate(levels):
+        if len(found) == CLASSES and {_meaning(name) for name in found} == {"pass", "fail"}:
+            return level
+    several = [level for level, found in enumerate(levels) if len(found) > 1 and not found <= SPLIT_WORDS]
+    return several[0] if several else None
+
+
+def _labels_of_files(names: Sequence[str]) -> _Found:
+    """Labels from names such as `cat.12.jpg`, else from `good_12.jpg`, else the one folder that holds everything."""
+    for pattern in (DOTTED_NAME, NUMBERED_NAME):
+        matches = {name: pattern.fullmatch(PurePosixPath(name).name) for name in names}
+        labels = {name: match["label"] for name, match in matches.items() if match}
+        if len({label.casefold() for label in labels.values()}) >= CLASSES:
+            skipped = {name: "its name gives no class, as cat.12.jpg does" for name in names if name not in labels}
+            return _Found(labels, skipped, "names", is_certain=pattern is DOTTED_NAME)
+    # Too few classes whatever is returned: the folder's name makes the better message.
+    labels = {name: PurePosixPath(name).parent.name for name in names if "/" in name}
+    return _Found(labels, {}, "folders")
+
+
+def _merge_spellings(labels: Mapping[str, str]) -> tuple[dict[str, str], Counter[str]]:
+    """`Good` and `good` are one class, spelled as seen first; and the number of images of each."""
+    spelling: dict[str, str] = {}
+    for label in labels.values():
+        spelling.setdefault(label.casefold(), label)
+    merged = {name: spelling[label.casefold()] for name, label in labels.items()}
+    return merged, Counter(merged.values())
+
+
+def _meaning(label: str) -> Literal["pass", "fail"] | None:
+    """What a class name says by well-known words: `not_ok` is a fail, `no_defect` a pass, `screw` neither."""
+    tokens = re.findall(r"[^\W_]+", label.casefold())
+    joined = "".join(tokens)
+    if joined in PASS_WORDS:
+        return "pass"
+    if joined in FAIL_WORDS:
+        return "fail"
+    is_pass, is_fail = not PASS_WORDS.isdisjoint(tokens), not FAIL_WORDS.isdisjoint(tokens)
+    if is_pass == is_fail:
+        return None
+    is_negated = not NEGATIONS.isdisjoint(tokens)
+    return "fail" if is_fail != is_negated else "pass"
+
+
+def _which_fails(classes: list[str], wanted: str | None, *, is_certain: bool) -> tuple[str, str, tuple[str, ...]]:
+    """(pass class, fail class, notes) of two classes in alphabetical order."""
+    first, second = classes
+    if wanted is not None:
+        chosen = [label for label in classes if label.casefold() == wanted.casefold()]
+        if not chosen:
+            msg = f"fail class {wanted!r} is not among the classes: expected {first!r} or {second!r}"
+            raise LabelError(msg)
+        return (second if chosen[0] == first else first), chosen[0], ()
+    meanings = (_meaning(first), _meaning(second))
+    if meanings in {("pass", "fail"), (None, "fail"), ("pass", None)}:
+        return first, second, ()
+    if meanings in {("fail", "pass"), ("fail", None), (None, "pass")}:
+        return second, first, ()
+    ask = f"say which one is the defect with --fail-class {first} or --fail-class {second}"
+    if meanings != (None, None) or not is_certain:
+        msg = f"which of the classes {first!r} and {second!r} is the defect is unclear: {ask}"
+        raise LabelError(msg)
+    return first, second, (f"{second!r} is taken as the fail class (second in the alphabet): if that is wrong, {ask}",)
+
+
+def _refuse_classes(classes: Counter[str], how: str, names: Sequence[str]) -> None:
+    """Exactly two classes."""
+    if len(classes) == CLASSES:
+        return
+    got = _counts(classes)
+    if not classes:
+        msg = f"no class can be told from the {len(names)} file names, such as {_some(names)}"
+    elif len(classes) == 1:
+        msg = f"only one class: {got}"
+    else:
+        msg = f"{len(classes)} classes from {how}: {got}"
+    msg += (
+        "; expected exactly two: folders such as good/ and fail/, names such as cat.12.jpg and dog.7.jpg, or --groups"
+    )
+    raise LabelError(msg)
+
+
+def _refuse_few(classes: Counter[str], minimum: int) -> None:
+    """Enough images of each class."""
+    few = {label: minimum - count for label, count in classes.items() if count < minimum}
+    if few:
+        missing = " and ".join(f"{count} more of {label!r}" for label, count in sorted(few.items()))
+        msg = f"too few images: {_counts(classes)}; expected at least {minimum} of each class: add {missing}"
+        raise LabelError(msg)
+
+
+def _counts(classes: Counter[str]) -> str:
+    """The classes with their numbers of images, at most ten of them."""
+    listed = [f"{show(label)} ({count} image{'' if count == 1 else 's'})" for label, count in sorted(classes.items())]
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")  # noqa: PLR2004 - both say ten
+
+
+def _some(names: Iterable[str]) -> str:
+    """Up to three names for a message."""
+    return ", ".join(show(name) for name in list(names)[:3])
+
+
+def _match_rows(names: Sequence[str], text: str) -> tuple[dict[str, _Row], list[str]]:
+    """Image -> its row, and notes on rows without an image."""
+    index = _suffix_index(names)
+    matched: dict[str, _Row] = {}
+    unknown: list[_Row] = []
+    for row in _read_rows(text):
+        name = _find(row, index)
+        if name is None:
+            unknown.append(row)
+        elif name in matched:
+            msg = (
+                f"groups file: lines {matched[name].line} and {row.line} both name the image {show(name)}; expected one"
+                " line for each image"
+            )
+            raise LabelError(msg)
+        else:
+            matched[name] = row
+    notes = []
+    if unknown:
+        notes.append(
+            f"groups file: {len(unknown)} rows name files that are not in the source, such as {show(unknown[0].file)}"
+        )
+    alone = sum(row.group is None for row in matched.values())
+    if 0 < alone < len(matched):
+        notes.append(f"groups file: {alone} images have no group and stand alone")
+    return matched, notes
+
+
+def _suffix_index(names: Sequence[str]) -> dict[str, str | None]:
+    """Every path and every end of one -> the image; None where several images share that end."""
+    index: dict[str, str | None] = {}
+    for name in names:
+        parts = name.split("/")
+        for start in range(1, len(parts)):
+            end = "/".join(parts[start:])
+            index[end] = None if end in index else name
+    index.update({name: name for name in names})
+    return index
+
+
+def _find(row: _Row, index: Mapping[str, str | None]) -> str | None:
+    """The image a row means: its path or a unique end of it, with or without the row's own top folder."""
+    file = row.file
+    if file in index:
+        name = index[file]
+        if name is None:
+            msg = f"groups file: line {row.line}: {show(file)} fits several images; expected the path inside the source"
+            raise LabelError(msg)
+        return name
+    # Only a whole path here: `fail/1.jpg` must never find `good/1.jpg` by its last part.
+    below_top = file.partition("/")[2]
+    return below_top if index.get(below_top) == below_top and below_top else None
+
+
+def _read_rows(text: str) -> list[_Row]:
+    """The lines of the CSV file; comma, semicolon or tab."""
+    header = text.lstrip("\ufeff").partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=delimiter)
+    try:
+        table = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        msg = f"groups file: line {reader.line_num} is not CSV ({error}); expected columns file,label,group"
+        raise LabelError(msg) from error
+    columns = [cell.strip().casefold() for cell in table[0][1]] if table else []
+    if not {"file", "label", "group"} <= set(columns) or len(set(columns)) != len(columns):
+        got = ",".join(columns) or "nothing"
+        msg = f"groups file has columns {show(got)}: expected file,label,group, each once, and any further ones"
+        raise LabelError(msg)
+    return [_row(line, cells, columns) for line, cells in table[1:]]
+
+
+def _row(line: int, cells: list[str], columns: list[str]) -> _Row:
+    """One line, checked."""
+    if len(cells) != len(columns):
+        msg = f"groups file: line {line} has {len(cells)} cells, expected {len(columns)} as in the header"
+        raise LabelError(msg)
+    values = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+    file = "/".join(PurePosixPath(values.pop("file").replace("\\", "/")).parts)
+    if not file:
+        msg = f"groups file: line {line} names no file; expected a path inside the source"
+        raise LabelError(msg)
+    return _Row(line, file, values.pop("label"), values.pop("group") or None, values)
+
+
+def _labels_of_rows(names: Sequence[str], rows: Mapping[str, _Row], found: _Found, notes: Sequence[str]) -> _Found:
+    """Labels where a CSV file is given; `found` fills empty cells and must not contradict."""
+    missing = [name for name in names if name not in rows]
+    images = [name for name in missing if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    if images:
+        msg = (
+            f"groups file: {len(images)} of {len(names)} images have no row, such as {_some(images)}; expected a row "
+            "for each image: add them, or take the images out"
+        )
+        raise LabelError(msg)
+    labels = {name: row.label or found.labels.get(name, "") for name, row in rows.items()}
+    without = [name for name, label in labels.items() if not label]
+    if without:
+        msg = f"groups file: {len(without)} rows have no label, and the path gives none, such as {_some(without)}"
+        raise LabelError(msg)
+    _refuse_contradictions(labels, rows, found)
+    return _Found(labels, dict.fromkeys(missing, "has no row in the groups file"), "csv", tuple(notes))
+
+
+def _refuse_contradictions(labels: Mapping[str, str], rows: Mapping[str, _Row], found: _Found) -> None:
+    """A path that carries the name of a class must carry the class of its row."""
+    classes = {label.casefold() for label in labels.values()}
+    for name, label in labels.items():
+        said = {part.casefold() for part in PurePosixPath(name).parts[:-1]} | {found.labels.get(name, "").casefold()}
+        others = (said & classes) - {label.casefold()}
+        if others and label.casefold() not in said:
+            msg = (
+                f"groups file: line {rows[name].line} says {label!r} for {show(name)}, whose path says "
+                f"{others.pop()!r}; correct the row or move the image"
+            )
+            raise LabelError(msg)

@@ -1,0 +1,199 @@
+"""Splits that do not leak: images of one group, and copies of one image, are never on both sides.
+
+Everything is decided by the seed and the order of the arguments; the same on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from trainer.errors import SplitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Indices = NDArray[np.intp]
+    Pair = tuple[Indices, Indices]
+
+ATTEMPTS = 8
+"""Shuffles tried for a number of folds, since the folds are filled greedily and may leave one without a class."""
+
+LARGEST_SHARE = 0.5
+
+
+def group_ids(groups: Sequence[str | None], hashes: Sequence[str]) -> NDArray[np.int64]:
+    """Number the sets of images that must stay together.
+
+    Two images stay together where they have the same group or the same content hash, also through others: a copy of
+    one image in two groups joins these groups. Drop copies first (`first_of_each`) where that costs too many groups.
+
+    Args:
+        groups: (n,) name of each image's group; None: the image stands alone.
+        hashes: (n,) content hash of each image's bytes.
+
+    Returns:
+        (n,) int64, numbered from 0 in the order of first appearance.
+    """
+    count = len(hashes)
+    keys = [("hash", value) for value in hashes]
+    keys += [("group", group) for group in groups if group is not None]
+    images = [*range(count), *(index for index, group in enumerate(groups) if group is not None)]
+    numbers = {key: count + number for number, key in enumerate(dict.fromkeys(keys))}
+    size = count + len(numbers)
+    edges = coo_array((np.ones(len(keys), np.int8), (images, [numbers[key] for key in keys])), shape=(size, size))
+    _, parts = connected_components(edges, directed=False)
+    _, first, inverse = np.unique(parts[:count], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return np.asarray(rank[inverse], np.int64)
+
+
+def first_of_each(hashes: Sequence[str]) -> Indices:
+    """Positions of the first image of every content, ascending: what is left when copies are dropped."""
+    first: dict[str, int] = {}
+    for index, value in enumerate(hashes):
+        first.setdefault(value, index)
+    return np.fromiter(first.values(), np.intp, len(first))
+
+
+def contradictions(labels: Sequence[object], hashes: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of positions with the same content and different labels: (first of that content, the one that differs)."""
+    first: dict[str, int] = {}
+    return [
+        (first[value], index)
+        for index, value in enumerate(hashes)
+        if labels[first.setdefault(value, index)] != labels[index]
+    ]
+
+
+def holdout(labels: ArrayLike, groups: ArrayLike, *, share: float = 0.25, seed: int) -> Pair:
+    """Set whole groups aside for the test, with about the given share of the images and of each class.
+
+    Of the 1 / share folds that scikit-learn offers, the one is taken whose shares of the classes come nearest.
+
+    Args:
+        labels: (n,) two different values, such as bool is_defect.
+        groups: (n,) what stays together, as from `group_ids`.
+        share: of the images in the test, above 0, at most 0.5; coarse groups allow only a coarse share.
+        seed: decides among equals.
+
+    Returns:
+        (train, test) positions, ascending, disjoint, complete; both classes on both sides.
+
+    Raises:
+        SplitError: a class lies in one group, so that one side would not know it, or `share` is out of range.
+    """
+    if not 0 < share <= LARGEST_SHARE:
+        msg = f"held-out share {share} is out of range: expected above 0 and at most {LARGEST_SHARE}"
+        raise SplitError(msg)
+    classes, members = _checked(labels, groups)
+    most = min(max(round(1 / share), 2), _groups_per_class(classes, members))
+    for count in range(most, 1, -1):
+        found = _folds(classes, members, count, seed, both_sides=True)
+        if found:
+            return min(found, key=lambda pair: _distance(classes[pair[1]], classes, share))
+    return _two_folds(classes, members)[0]
+
+
+def grouped_folds(labels: ArrayLike, groups: ArrayLike, *, folds: int = 5, seed: int) -> list[Pair]:
+    """Folds for cross-validation in which every image is tested once and no group is on both sides.
+
+    Fewer folds come back where a class lies in fewer groups than `folds`: every training side knows both classes.
+    A test side may hold only one of them.
+
+    Args:
+        labels: (n,) two different values.
+        groups: (n,) what stays together.
+        folds: wanted, at least 2.
+        seed: decides among equals.
+
+    Returns:
+        (train, test) positions of each fold, ascending.
+
+    Raises:
+        SplitError: a class lies in one group, or fewer than two folds are wanted.
+    """
+    if folds < 2:  # noqa: PLR2004 - one to train on, one to test on
+        msg = f"{folds} folds cannot be made: expected at least 2"
+        raise SplitError(msg)
+    classes, members = _checked(labels, groups)
+    for count in range(min(folds, _groups_per_class(classes, members)), 1, -1):
+        for attempt in range(ATTEMPTS):
+            found = _folds(classes, members, count, seed + attempt, both_sides=False)
+            if len(found) == count:
+                return found
+    return _two_folds(classes, members)
+
+
+def _checked(labels: ArrayLike, groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Labels as 0 and 1, groups as 0, 1, 2, ..."""
+    names, classes = np.unique(np.asarray(labels), return_inverse=True)
+    _, members = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) != 2 or classes.shape != members.shape or classes.ndim != 1:  # noqa: PLR2004 - pass and fail
+        got = f"{classes.shape} labels of {len(names)} classes with {members.shape} groups"
+        msg = f"cannot split {got}: expected (n,) labels of two classes and (n,) groups"
+        raise SplitError(msg)
+    return classes, members
+
+
+def _groups_per_class(classes: NDArray[np.intp], members: NDArray[np.intp]) -> int:
+    """In how many groups the rarer-spread class lies; refuses one."""
+    spread = [len(np.unique(members[classes == label])) for label in (0, 1)]
+    if min(spread) < 2:  # noqa: PLR2004 - one for each side
+        msg = (
+            f"all images of one class lie in one group (the classes lie in {spread[0]} and {spread[1]} groups): "
+            "expected at least two groups for each, so that parts never trained on can be held out; add images of "
+            "another group, or give finer groups"
+        )
+        raise SplitError(msg)
+    return min(spread)
+
+
+def _folds(
+    classes: NDArray[np.intp], members: NDArray[np.intp], count: int, seed: int, *, both_sides: bool
+) -> list[Pair]:
+    """The folds in which training (and, if asked, the test) knows both classes."""
+    is_single = len(np.unique(members)) == len(members)
+    # Where every image stands alone the plain splitter gives the same promise, in no time.
+    splitter = (StratifiedKFold if is_single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
+    pairs = splitter.split(np.zeros((len(classes), 1)), classes, None if is_single else members)
+    return [
+        (train, test)
+        for train, test in pairs
+        if _knows_both(classes[train]) and len(test) and (not both_sides or _knows_both(classes[test]))
+    ]
+
+
+def _knows_both(classes: NDArray[np.intp]) -> bool:
+    """Whether 0 and 1 both occur."""
+    return bool(len(classes)) and int(classes.min()) != int(classes.max())
+
+
+def _distance(test: NDArray[np.intp], classes: NDArray[np.intp], share: float) -> float:
+    """How far the test's share of each class is from the wanted one; 0 is exact."""
+    return max(abs(float(np.sum(test == label)) / float(np.sum(classes == label)) - share) for label in (0, 1))
+
+
+def _two_folds(classes: NDArray[np.intp], members: NDArray[np.intp]) -> list[Pair]:
+    """Two sides that both know both classes, however coarse the groups: where the greedy splitter finds none.
+
+    Possible whenever each class lies in two groups: place two groups of the one class apart, then complete the other.
+    """
+    groups, size = np.unique(members, return_counts=True)
+    smallest_first = groups[np.argsort(size, kind="stable")]
+    own, other = ([group for group in smallest_first if np.any(classes[members == group] == label)] for label in (0, 1))
+    shared = [group for group in own if group in other]
+    in_test, in_train = (shared + [group for group in own if group not in shared])[:2]
+    test_groups = {in_test}
+    if in_test not in other:
+        test_groups.add(next(group for group in other if group != in_train))
+    is_test = np.isin(members, list(test_groups))
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    return [(train, test), (test, train)]
