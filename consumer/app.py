@@ -299,9 +299,9 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr(log_format: Literal["text", "json"]) -> None:
-    """Events to standard error; the Kafka client only from errors on: it repeats itself while a broker is away."""
+    """Events to standard error. The Kafka client's own are left out: it repeats itself while a broker is away."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if log_format == "json" else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("kafka").setLevel(logging.ERROR)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import json
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ from consumer.errors import BrokerError
 from consumer.topics import check_topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
 CLUSTER_ID = "tansu_cluster"
@@ -65,24 +66,40 @@ _POLL_S = 0.2
 _LOG_LINES = 5
 _LOG_TAIL_BYTES = 8_192
 
+_ENVIRONMENT = {"RUST_LOG": "warn", "RUST_BACKTRACE": "0", "NO_COLOR": "1"}
+"""All that the broker sees: it takes every setting from the environment too (`CLUSTER_ID`, `LISTENER_URL`, ...), and a
+plant's machine may have such names for other programs."""
+
 _LAUNCHER = """
-import ctypes, os, signal, sys
+import ctypes, json, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that wanted a broker ended before it started")
-os.execve(sys.argv[2], sys.argv[2:], {"RUST_LOG": "warn", "RUST_BACKTRACE": "0", "NO_COLOR": "1"})
+parent, environment, *command = sys.argv[1:]
+if os.getppid() != int(parent):
+    sys.exit("the process that wanted this one ended before it started")
+os.execve(command[0], command, os.environ if environment == "null" else json.loads(environment))
 """
-"""1 is PR_SET_PDEATHSIG. The parent's id is compared after the call: it may have ended before it.
-
-The broker gets an environment of its own, because it takes every setting from the environment too (`CLUSTER_ID`,
-`LISTENER_URL`, ...) and a plant's machine may have such names for other programs.
-"""
+"""1 is PR_SET_PDEATHSIG. The parent's id is compared after the call: the parent may have ended before it."""
 
 
 def is_embedded(cluster_id: str | None) -> bool:
     """Whether a cluster with this id is the embedded broker, which cannot do exactly-once and forms groups slowly."""
     return cluster_id == CLUSTER_ID
+
+
+def bound_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
+    """A command line that runs `command` so that it does not outlive the thread that starts it.
+
+    On Linux the kernel kills it when that thread ends, however it ends; elsewhere this does nothing. The process that
+    `subprocess.Popen` reports is the command itself: the launcher becomes it by `exec`.
+
+    Args:
+        command: the program's path, not only its name, and its arguments.
+        environment: all that the program sees; None hands on the one that the launcher is started with.
+    """
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
+    given = json.dumps(None if environment is None else dict(environment))
+    return [*launcher, str(os.getpid()), given, *command]
 
 
 class EmbeddedBroker:
@@ -102,7 +119,7 @@ class EmbeddedBroker:
             port: TCP port on loopback; None takes a free one.
             log: file for what the broker prints, appended to; None keeps it only until the broker is stopped.
         """
-        self.port = _free_port() if port is None else port
+        self.port = free_port() if port is None else port
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._cleanup = contextlib.ExitStack()
@@ -136,7 +153,7 @@ class EmbeddedBroker:
         if self._process is not None:
             msg = f"the embedded broker already runs as process {self._process.pid}; stop it before starting it again"
             raise BrokerError(msg)
-        _require_free_port(self.port)
+        _requirefree_port(self.port)
         try:
             self._launch()
             self._wait_until_it_answers(time.monotonic() + timeout_s)
@@ -181,11 +198,10 @@ class EmbeddedBroker:
         listener = f"tcp://{self.bootstrap_servers}"
         arguments = ["broker", "--listener-url", listener, "--advertised-listener-url", listener]
         arguments += ["--storage-engine", "memory://tansu/", "--cluster-id", CLUSTER_ID]
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, the package's own binary
-                    [*launcher, str(binary), *arguments],
+                    bound_command([str(binary), *arguments], _ENVIRONMENT),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -283,7 +299,7 @@ def _broker_binary() -> Iterator[Path]:
             yield copy
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A TCP port on loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -291,7 +307,7 @@ def _free_port() -> int:
         return port
 
 
-def _require_free_port(port: int) -> None:
+def _requirefree_port(port: int) -> None:
     """Raise BrokerError where the port cannot be listened on."""
     with socket.socket() as probe:
         # As the broker binds: connections of a former broker that are still being wound up do not count.

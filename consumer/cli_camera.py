@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from consumer.errors import BrokerError, SettingsError
-from consumer.station import CameraReport, CameraSettings, expected_frames, run_camera
 from engine.command import VERB, print_json
+
+if TYPE_CHECKING:
+    from consumer.station import CameraReport, CameraSettings
 
 EPILOG = """\b
 Examples:
@@ -36,8 +37,14 @@ Examples:
 @click.option("--count", type=int, metavar="N", help="Most frames of each station. Default: each image once.")
 @click.option("--loop", is_flag=True, help="Begin again at the folder's end, until --count or Ctrl-C.")
 @click.option("--shuffle", type=int, metavar="SEED", help="Send in a random order, the same for the same SEED.")
-@click.option("--topic", default="frames", help="Topic to publish to; it must exist.")
-@click.option("--bootstrap-servers", default="localhost:9092", metavar="HOST:PORT,…", help="The Kafka broker.")
+@click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to publish to; it must exist.")
+@click.option("--bootstrap-servers", default="localhost:9092", metavar="HOST:PORT,…", help="The Kafka brokers.")
+@click.option(
+    "--client-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="TLS and SASL settings of the Kafka client: name=value lines (security.protocol=SASL_SSL) or TOML.",
+)
 @click.option(
     "--sent",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -53,8 +60,9 @@ def camera(
     count: int | None,
     loop: bool,
     shuffle: int | None,
-    topic: str,
+    frames_topic: str,
     bootstrap_servers: str,
+    client_config: Path | None,
     sent: Path | None,
     as_json: bool,
 ) -> None:
@@ -63,18 +71,47 @@ def camera(
     Each frame carries its capture time and an id of its own. Ends when every image is sent, at --count, or on
     Ctrl-C; exit code 1 where the broker did not acknowledge every frame.
     """
+    from consumer.config import read_client_config  # noqa: PLC0415 - `--help` must not wait for it
+    from consumer.station import CameraSettings  # noqa: PLC0415 - the same
+
     # kafka-python's own lines would stand between the user and the one line that says what to do.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     settings = CameraSettings(
         bootstrap_servers=bootstrap_servers,
         streams=tuple(_stream(text, source) for text in stations),
-        topic=topic,
+        topic=frames_topic,
         rate_hz=rate,
         count=count,
         loop=loop,
         shuffle_seed=shuffle,
         sent_path=sent,
+        client={} if client_config is None else read_client_config(client_config),
     )
+    report = _run(settings)
+    _print(report, as_json=as_json)
+    if report.failed:
+        reasons = ", ".join(f"{name} x {times}" for name, times in sorted(report.errors.items()))
+        msg = (
+            f"{report.failed} of {report.sent + report.failed} frames were not acknowledged by {bootstrap_servers} "
+            f"({reasons}): expected all; see that the broker runs and that the topic's max.message.bytes takes the "
+            "largest image"
+        )
+        raise BrokerError(msg)
+
+
+def _run(settings: CameraSettings) -> CameraReport:
+    """Run the camera, with a progress bar where a terminal is there."""
+    from rich.console import Console  # noqa: PLC0415 - `--help` must not wait for it
+    from rich.progress import (  # noqa: PLC0415 - the same
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    from consumer.station import expected_frames, run_camera  # noqa: PLC0415 - the same
+
     with Progress(
         TextColumn("frames"),
         BarColumn(),
@@ -85,16 +122,7 @@ def camera(
         transient=True,
     ) as progress:
         task = progress.add_task("frames", total=expected_frames(settings))
-        report = run_camera(settings, on_sent=lambda _frame: progress.advance(task))
-    _print(report, as_json=as_json)
-    if report.failed:
-        reasons = ", ".join(f"{name} x {times}" for name, times in sorted(report.errors.items()))
-        msg = (
-            f"{report.failed} of {report.sent + report.failed} frames were not acknowledged by {bootstrap_servers} "
-            f"({reasons}): expected all; see that the broker runs and that the topic's max.message.bytes takes the "
-            "largest image"
-        )
-        raise BrokerError(msg)
+        return run_camera(settings, on_sent=lambda _frame: progress.advance(task))
 
 
 def _stream(text: str, source: Path | None) -> tuple[str, Path]:

@@ -15,3 +15,7 @@ class BrokerError(WorkError):
 
 class TopicError(WorkError):
     """A topic is not there or does not fit: create or alter it and start again."""
+
+
+class ChildError(WorkError):
+    """A process that this one started has ended badly, or not at all."""

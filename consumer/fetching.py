@@ -64,7 +64,7 @@ class Fetcher:
             budget: taken from here, given back where frames are answered.
             clock: for commits and lag.
             watcher: told how it goes.
-            fetched: called on this thread, as are the three below, to be passed on to the loop's: frames or changes came.
+            fetched: called on this thread, as are the three below, to be passed on to the loop's; something came.
             committed: these positions are recorded.
             halted: no frame comes any more.
             broken: the source failed for good.
@@ -89,6 +89,11 @@ class Fetcher:
         self._deadline_s = 0.0
         self._last_done = False
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether frames would come if there were any."""
+        return self._ready
 
     def start(self) -> None:
         """Begin to fetch."""

@@ -13,7 +13,7 @@ from consumer.errors import BrokerError, SettingsError
 from consumer.topics import CONNECT_TIMEOUT_S, check_topics, producer_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from consumer.wire import WireRecord
@@ -39,6 +39,7 @@ class KafkaFrameProducer:
         bootstrap_servers: str,
         topic: str,
         *,
+        client: Mapping[str, Any] | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
         limit_outstanding_bytes: int = LIMIT_OUTSTANDING_BYTES,
@@ -48,12 +49,14 @@ class KafkaFrameProducer:
         Args:
             bootstrap_servers: `host:port`, several with commas between them.
             topic: must exist: a topic made in passing would have the wrong partitions and size limits.
+            client: further settings of the Kafka client: TLS, SASL.
             connect_timeout_s: how long to wait for the broker.
             delivery_timeout_s: after this a frame is lost, retries included.
             limit_outstanding_bytes: `send` waits above it; one frame alone may be larger.
         """
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
+        self._client = dict(client or {})
         self._connect_timeout_s = connect_timeout_s
         self._delivery_timeout_s = delivery_timeout_s
         self._limit_bytes = limit_outstanding_bytes
@@ -70,9 +73,10 @@ class KafkaFrameProducer:
             TopicError: the topic is not there, or not for us.
         """
         try:
-            check_topics(self._bootstrap_servers, [self._topic], timeout_s=self._connect_timeout_s)
+            check_topics(self._bootstrap_servers, [self._topic], client=self._client, timeout_s=self._connect_timeout_s)
             self._producer = KafkaProducer(
                 **producer_limits(),
+                **self._client,
                 bootstrap_servers=self._bootstrap_servers,
                 bootstrap_timeout_ms=round(self._connect_timeout_s * 1000),
                 client_id="framegate-camera",

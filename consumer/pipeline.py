@@ -190,9 +190,13 @@ class Pipeline:
     def _idle_for_good(self) -> bool:
         """Whether frames have stopped coming, as far as this run is told to care."""
         idle_s = self._pace.idle_exit_s
-        if idle_s is None or not self.flow.empty:
+        if idle_s is None:
             return False
-        return self._ports.clock.monotonic_s() - self._last_frame_s >= idle_s
+        now_s = self._ports.clock.monotonic_s()
+        if not (self.flow.empty and self._fetcher.ready):
+            # Nothing can come before the group has formed, or while the broker is away: that is not idleness.
+            self._last_frame_s = now_s
+        return now_s - self._last_frame_s >= idle_s
 
     def _drain(self) -> float:
         """Answer what is in hand. Returns the time, in monotonic seconds, by which all has to be over."""
@@ -207,8 +211,8 @@ class Pipeline:
                 raise GivenUpError(msg)
             if clock.monotonic_s() >= deadline_s:
                 msg = (
-                    f"{self.flow.in_hand} frames could not be answered within {self._pace.drain_s:g} s of stopping: they "
-                    "are judged again after the next start; give --drain-s more time if this is usual"
+                    f"{self.flow.in_hand} frames could not be answered within {self._pace.drain_s:g} s of stopping: "
+                    "they are judged again after the next start; give --drain-s more time if this is usual"
                 )
                 raise WorkError(msg)
             self._turn()

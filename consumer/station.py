@@ -106,6 +106,7 @@ class CameraSettings:
         shuffle_seed: a new order in every round, the same for the same seed; None keeps the order of the names.
         sent_path: where to write one JSON line for each frame; None writes none.
         connect_timeout_s: how long to wait for the broker.
+        client: the Kafka client's TLS and SASL settings; hidden from logs.
     """
 
     bootstrap_servers: str
@@ -117,6 +118,7 @@ class CameraSettings:
     shuffle_seed: int | None = None
     sent_path: Path | None = None
     connect_timeout_s: float = CONNECT_TIMEOUT_S
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what no camera can do."""
@@ -213,7 +215,7 @@ def publish(
         rate_hz: frames a second of each station; 0 does not wait.
         count: most frames of each station.
         clock: monotonic seconds.
-        wall_clock: epoch seconds; read when a picture is in hand, which is its capture time.
+        wall_clock: epoch seconds; read when a frame's time has come, which is its capture time.
         sleep: waits for seconds; may return early.
         stop: asked before each frame; True ends the run, after what was handed over is answered.
         on_sent: told of each frame just before it is handed over, so that no verdict can come first.
@@ -320,7 +322,12 @@ def run_camera(
                 on_sent(frame)
 
         producer = stack.enter_context(
-            KafkaFrameProducer(settings.bootstrap_servers, settings.topic, connect_timeout_s=settings.connect_timeout_s)
+            KafkaFrameProducer(
+                settings.bootstrap_servers,
+                settings.topic,
+                client=settings.client,
+                connect_timeout_s=settings.connect_timeout_s,
+            )
         )
         return publish(
             streams,
@@ -346,22 +353,26 @@ def _paced(
     """(station, picture, whether it is late), each at its time."""
     period_s = 1.0 / rate_hz if rate_hz > 0 else 0.0
     pictures = {station: iter(stream) for station, stream in streams.items()}
-    # (due, number of the frame, number of the station, station): at rate 0 all are due at once and stations alternate.
-    due = [(start_s + period_s * index / len(pictures), 0, index, station) for index, station in enumerate(pictures)]
-    heapq.heapify(due)
+    # (due, number of the frame, number of the station, station, picture): at rate 0 all are due at once and stations
+    # alternate. Each picture is in hand before its time, so that reading it delays nothing and an end is known at once.
+    due: list[tuple[float, int, int, str, Picture]] = []
+
+    def plan(number: int, index: int, station: str) -> None:
+        picture = next(pictures[station], None) if count is None or number < count else None
+        if picture is not None:
+            first_s = start_s + period_s * index / len(pictures)
+            heapq.heappush(due, (first_s + number * period_s, number, index, station, picture))
+
+    for index, station in enumerate(pictures):
+        plan(0, index, station)
     while due and not stop():
-        due_s, number, index, station = heapq.heappop(due)
+        due_s, number, index, station, picture = heapq.heappop(due)
         while (wait_s := due_s - clock()) > 0 and not stop():
             sleep(wait_s)
         if stop():
             return
-        picture = next(pictures[station], None)
-        if picture is None:
-            continue
         yield station, picture, period_s > 0 and clock() - due_s > period_s
-        if count is None or number + 1 < count:
-            first_s = start_s + period_s * index / len(pictures)
-            heapq.heappush(due, (first_s + (number + 1) * period_s, number + 1, index, station))
+        plan(number + 1, index, station)
 
 
 def _read_rounds(files: list[Path], *, loop: bool, shuffle_seed: int | None) -> Iterator[Picture]:

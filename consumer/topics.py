@@ -25,23 +25,25 @@ admin interface asks without creating.
 
 from __future__ import annotations
 
-import contextlib
 import socket
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import collect_hosts
-from kafka.errors import KafkaConfigurationError, KafkaError, for_code
+from kafka.errors import KafkaConfigurationError, KafkaError, RetriableError, for_code
 from kafka.net.compat import KafkaNetClient
 
 from consumer.errors import BrokerError, SettingsError, TopicError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+Answer = TypeVar("Answer")
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """The largest encoded image that is meant to pass: far above a camera's JPEG, below an uncompressed 8-megapixel one."""
@@ -104,7 +106,7 @@ class ClusterState:
 
     Attributes:
         cluster_id: the cluster's own id.
-        brokers: number of brokers that are up.
+        brokers: number of brokers that are up; those that are registered and down (fenced) do not count.
         topics: the topics asked for, by name.
     """
 
@@ -175,23 +177,18 @@ def ensure_topics(
     """
     names = [name for name in (frames, verdicts, dead, reviews) if name is not None]
     _require_sound(names, partitions=partitions, replication=replication, max_message_bytes=max_message_bytes)
-    wanted: dict[str, dict[str, Any]] = {
-        name: {"num_partitions": partitions, "replication_factor": replication} for name in names
-    }
-    wanted[frames]["configs"] = {_LIMIT_KEY: str(max_message_bytes)}
-    with _admin(bootstrap_servers, client, timeout_s) as admin:
+    limits = {frames: max_message_bytes}
+
+    def ensure(admin: Any) -> tuple[str, ...]:
         there = _describe(admin, names)
-        missing = [name for name in names if name not in there]
         for topic in there.values():
             _require_partitions(topic, partitions)
         if frames in there:
             _require_limit(admin, frames, max_message_bytes)
-        if not missing:
-            return ()
-        answer = admin.create_topics({name: wanted[name] for name in missing}, raise_errors=False)
-        made = tuple(topic["name"] for topic in answer["topics"] if _was_made(topic, partitions, replication))
-        admin.wait_for_topics(missing, timeout_ms=timeout_s * 1000)
-        return tuple(name for name in missing if name in made)
+        missing = [name for name in names if name not in there]
+        return _create(admin, missing, partitions, replication, limits, timeout_s) if missing else ()
+
+    return _ask(bootstrap_servers, client, timeout_s, ensure)
 
 
 def check_topics(
@@ -216,27 +213,28 @@ def check_topics(
         BrokerError: no broker within `timeout_s`, or it refused us; the message names the address and the cure.
         TopicError: a topic is not there or may not be read; the message names it and the cure.
     """
-    with _admin(bootstrap_servers, client, timeout_s) as admin:
+
+    def check(admin: Any) -> ClusterState:
         cluster = admin.describe_cluster()
         cluster_id = cluster.get("cluster_id")
         if not cluster_id:
             msg = f"the broker at {bootstrap_servers} gives no cluster id; expected Apache Kafka 2.8 or newer"
             raise BrokerError(msg)
-        visible_by_s = time.monotonic() + _VISIBLE_S
-        found = _describe(admin, topics)
-        # A topic made a moment ago through another broker of the cluster may not be known to this one yet.
-        while len(found) < len(set(topics)) and time.monotonic() < visible_by_s:
-            time.sleep(_TRY_AGAIN_S)
-            found = _describe(admin, topics)
-        missing = [name for name in topics if name not in found]
+        found = _describe_when_visible(admin, topics)
+        missing = ", ".join(f"`{name}`" for name in topics if name not in found)
         if missing:
-            named = ", ".join(f"`{name}`" for name in missing)
             msg = (
-                f"no topic {named} on {bootstrap_servers} (cluster {cluster_id}); "
+                f"no topic {missing} on {bootstrap_servers} (cluster {cluster_id}); "
                 f"make it with: {_CREATE} --bootstrap-servers {bootstrap_servers}"
             )
             raise TopicError(msg)
-        return ClusterState(cluster_id=cluster_id, brokers=len(cluster["brokers"]), topics=found)
+        return ClusterState(
+            cluster_id=cluster_id,
+            brokers=sum(not broker.get("is_fenced") for broker in cluster["brokers"]),
+            topics=found,
+        )
+
+    return _ask(bootstrap_servers, client, timeout_s, check)
 
 
 def cluster_identity(
@@ -250,41 +248,61 @@ def cluster_identity(
     return check_topics(bootstrap_servers, [topic], client=client, timeout_s=timeout_s).identity(topic)
 
 
-@contextlib.contextmanager
-def _admin(bootstrap_servers: str, client: Mapping[str, object] | None, timeout_s: float) -> Iterator[Any]:
-    """An admin client of a broker that answers; every error of kafka-python inside the block becomes ours."""
-    settings: dict[str, Any] = {
-        "bootstrap_servers": bootstrap_servers,
-        "request_timeout_ms": int(timeout_s * 1000),
-        **(client or {}),
-    }
+def _ask(
+    bootstrap_servers: str, client: Mapping[str, object] | None, timeout_s: float, question: Callable[[Any], Answer]
+) -> Answer:
+    """What a broker answers to a question put to an admin client; every error of kafka-python becomes ours.
+
+    A request goes to any broker of the cluster, and fails at once where that one has just died: the question is put
+    again, to a fresh view of the cluster, until `timeout_s` is over. So it must bear being put twice.
+    """
+    settings = {"request_timeout_ms": int(timeout_s * 1000), **(client or {}), "bootstrap_servers": bootstrap_servers}
     deadline_s = time.monotonic() + timeout_s
-    if settings.get("proxy_url") is None:
-        _wait_for_listener(bootstrap_servers, deadline_s, timeout_s)
-    settings["bootstrap_timeout_ms"] = max(1000, int((deadline_s - time.monotonic()) * 1000))
+    while True:
+        if settings.get("proxy_url") is None:
+            _wait_for_listener(bootstrap_servers, deadline_s, timeout_s)
+        admin = _connect(settings, max(1.0, deadline_s - time.monotonic()))
+        try:
+            return question(admin)
+        except KafkaError as error:
+            if not isinstance(error, RetriableError) or time.monotonic() + _TRY_AGAIN_S >= deadline_s:
+                msg = f"the broker at {bootstrap_servers} refused or fell silent: {error}; see its log"
+                raise BrokerError(msg) from error
+        finally:
+            admin.close()
+        time.sleep(_TRY_AGAIN_S)
+
+
+def _connect(settings: Mapping[str, Any], timeout_s: float) -> Any:
+    """An admin client that has the cluster's metadata; where that fails nothing is left behind."""
     built: list[KafkaNetClient] = []
 
     def build(**configs: Any) -> KafkaNetClient:
         built.append(KafkaNetClient(**configs))
         return built[-1]
 
+    def close() -> None:
+        for half_open in built:
+            half_open.close()
+
+    # A client that fails in its constructor leaves its thread running, and its TLS handshake knows no timeout: a
+    # listener that does not speak TLS and stays silent would hold us for ever.
+    watchdog = threading.Timer(timeout_s + 1.0, close)
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        admin = KafkaAdminClient(**settings, kafka_client=build)
+        return KafkaAdminClient(**settings, bootstrap_timeout_ms=int(timeout_s * 1000), kafka_client=build)
     except KafkaConfigurationError as error:
         msg = f"a setting of the Kafka client is wrong: {error}"
         raise SettingsError(msg) from error
     except (KafkaError, OSError, ValueError) as error:
-        for half_open in built:  # a client that failed in its constructor leaves its thread running
-            half_open.close()
-        msg = f"the broker at {bootstrap_servers} gives no answer: {error}; is it Kafka, do the security settings fit?"
-        raise BrokerError(msg) from error
-    try:
-        yield admin
-    except KafkaError as error:
-        msg = f"the broker at {bootstrap_servers} refused or fell silent: {error}; see its log, then start again"
+        close()
+        servers = settings["bootstrap_servers"]
+        msg = f"the broker at {servers} gives no answer: {error}; is it Kafka, do the security settings fit?"
         raise BrokerError(msg) from error
     finally:
-        admin.close()
+        watchdog.cancel()
+        watchdog.join(1.0)
 
 
 def _wait_for_listener(bootstrap_servers: str, deadline_s: float, timeout_s: float) -> None:
@@ -332,6 +350,34 @@ def _describe(admin: Any, names: Sequence[str]) -> dict[str, Topic]:
             replication=min(len(partition["replica_nodes"]) for partition in partitions),
         )
     return found
+
+
+def _describe_when_visible(admin: Any, names: Sequence[str]) -> dict[str, Topic]:
+    """As `_describe`; a topic made a moment ago through another broker may not be known to this one yet."""
+    visible_by_s = time.monotonic() + _VISIBLE_S
+    found = _describe(admin, names)
+    while len(found) < len(set(names)) and time.monotonic() < visible_by_s:
+        time.sleep(_TRY_AGAIN_S)
+        found = _describe(admin, names)
+    return found
+
+
+def _create(
+    admin: Any, names: Sequence[str], partitions: int, replication: int, limits: Mapping[str, int], timeout_s: float
+) -> tuple[str, ...]:
+    """Make these topics, wait until they can be used, and give the names of those that we made."""
+    wanted: dict[str, dict[str, Any]] = {
+        name: {
+            "num_partitions": partitions,
+            "replication_factor": replication,
+            "configs": {_LIMIT_KEY: str(limits[name])} if name in limits else {},
+        }
+        for name in names
+    }
+    entries = admin.create_topics(wanted, raise_errors=False)["topics"]
+    made = {entry["name"] for entry in entries if _was_made(entry, partitions, replication)}
+    admin.wait_for_topics(names, timeout_ms=timeout_s * 1000)
+    return tuple(name for name in names if name in made)
 
 
 def _topic_id(given: object, name: str) -> str:

@@ -108,7 +108,7 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
         raise BundleError(msg)
     files = _files(bundle, report or {})
     decides = _decides(bundle, files)
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "name": bundle.name,
         "version": bundle.version,
@@ -117,15 +117,16 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
         "about": bundle.about,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
     }
-    manifest["manifest_sha256"] = _canonical_sha256(manifest)
-    files[MANIFEST] = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    written = _construct(manifest, files, manifest["digest"])  # what could not be opened again is not written
+    sealed = {**manifest, "manifest_sha256": _canonical_sha256(manifest)}
+    files[MANIFEST] = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write_zip(out, files) if out.suffix == ".zip" else _write_folder(out, files)
     except OSError as error:
         msg = f"bundle {out} cannot be written: {error.strerror or error}; nothing was left behind"
         raise BundleError(msg) from error
-    return open_bundle(out)
+    return written
 
 
 def open_bundle(location: str | Path) -> Bundle:

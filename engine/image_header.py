@@ -133,7 +133,7 @@ def _jpeg(data: memoryview) -> ImageHeader:
         if marker in _JPEG_FRAMES:
             height_px, width_px = struct.unpack_from(">HH", data, position + 3)
             sizes.append((width_px, height_px))
-        position += max(2, *struct.unpack_from(">H", data, position))
+        position += struct.unpack_from(">H", data, position)[0]
     _refuse(f"JPEG has more than {_MAX_PARTS} segments before its first scan", "fewer")
 
 

@@ -1,141 +1,28 @@
-"""scikit-learn estimators over the frozen featurizer: patch evidence, pooled, and both stacked.
+"""Patch evidence and pooled regression over the frozen featurizer, stacked.
 
-Patch evidence scores every location with one weight vector and pools the scores by log-mean-exp, a smooth maximum:
-one bad spot is enough, wherever it lies. Pooled logistic regression sees the whole part at once, which suits large
-diffuse faults. Which of the two carries a line's defects is learned from the user's own images, out of fold.
+Patch evidence sees the worst spot, pooled logistic regression the whole part at once, which suits large diffuse faults.
+Which of the two carries a line's defects is learned from the user's own images, out of fold.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from engine.heads import Calibration
+from trainer.patch_evidence import PatchEvidence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 _FLOOR = 1e-6
-
-
-class PatchEvidence(ClassifierMixin, BaseEstimator):
-    """One weight vector scores every location; log-mean-exp over locations; L2-regularised logistic loss.
-
-    With x_p the channels at location p, standardized by the training locations' mean and deviation, the evidence is
-    e = (1/r) log mean_p exp(r w.x_p) + b, and fitting minimizes mean_i s_i log(1 + exp(-t_i e_i)) + (l2/2) |w|^2 with
-    t = +1 for a defect, -1 for a good part, and s weighing both classes the same. Mean and deviation are folded into
-    w and b afterwards, so that the fitted arrays apply to the raw channels.
-
-    Attributes after `fit`:
-        weights_: (c,) float64, already multiplied by the sharpness r.
-        bias_: float, likewise: log mean_p exp(weights_.x_p + bias_) / r is the evidence.
-        n_iter_: iterations of L-BFGS.
-    """
-
-    def __init__(self, l2: float = 0.01, sharpness: float = 2.0, max_iter: int = 150) -> None:
-        """Regularisation `l2`, sharpness `r` of the smooth maximum, bound on the iterations."""
-        self.l2 = l2
-        self.sharpness = sharpness
-        self.max_iter = max_iter
-
-    def fit(self, X: np.ndarray, y: np.ndarray) -> Self:  # noqa: N803 - scikit-learn's names
-        """Fit on channels (n, locations, c), float16 or float32, and labels (n,), true for a defect."""
-        c = X.shape[2]
-        defect = np.asarray(y, bool)
-        self.classes_ = np.array([False, True])
-        mean, deviation = _moments(X)
-        sign = np.where(defect, 1.0, -1.0)
-        sample_weight = np.where(defect, 0.5 / max(defect.sum(), 1), 0.5 / max((~defect).sum(), 1))
-
-        def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-            # Standardizing is folded into the weights here too: the features are read twice a step and never copied.
-            w = theta[:c] / deviation
-            shift = theta[c] - float(w @ mean)
-            evidence, share_weighted = _evidence_and_pull(X, w, self.sharpness)
-            margin = sign * (evidence + shift)
-            loss = float(sample_weight @ np.logaddexp(0.0, -margin)) + 0.5 * self.l2 * float(theta[:c] @ theta[:c])
-            slope = -sample_weight * sign * expit(-margin)
-            pull = share_weighted(slope)
-            gradient = np.empty_like(theta)
-            gradient[:c] = (pull - slope.sum() * mean) / deviation + self.l2 * theta[:c]
-            gradient[c] = slope.sum()
-            return loss, gradient
-
-        result = minimize(
-            objective, np.zeros(c + 1), jac=True, method="L-BFGS-B", options={"maxiter": self.max_iter, "gtol": 1e-4}
-        )
-        weights = result.x[:c] / deviation
-        self.weights_ = weights * self.sharpness
-        self.bias_ = float(result.x[c] - weights @ mean) * self.sharpness
-        self.n_iter_ = int(result.nit)
-        self.n_features_in_ = c
-        return self
-
-    def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's names
-        """Evidence (n,) of channels (n, locations, c), as the serving graph computes it with these weights."""
-        evidence, _ = _evidence_and_pull(X, self.weights_, 1.0)
-        return evidence + self.bias_
-
-    def predict(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's names
-        """True where the evidence speaks for a defect."""
-        return self.decision_function(X) > 0
-
-
-_CHUNK_VALUES = 1 << 22  # 16 MiB of float32: small enough to stay in cache between the two reads
-
-
-def _chunks(X: np.ndarray) -> list[slice]:  # noqa: N803 - scikit-learn's names
-    step = max(1, _CHUNK_VALUES // (X.shape[1] * X.shape[2]))
-    return [slice(start, start + step) for start in range(0, len(X), step)]
-
-
-def _moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803 - scikit-learn's names
-    """Mean and deviation (c,) float64 over all locations of all images."""
-    total, square, count = np.zeros(X.shape[2]), np.zeros(X.shape[2]), X.shape[0] * X.shape[1]
-    for part in _chunks(X):
-        x = X[part].reshape(-1, X.shape[2]).astype(np.float32)
-        total += x.sum(0, dtype=np.float64)
-        square += np.einsum("ij,ij->j", x, x, dtype=np.float64)
-    mean = total / count
-    return mean, np.sqrt(np.maximum(square / count - mean**2, 0)) + _FLOOR
-
-
-def _evidence_and_pull(  # scikit-learn's names
-    X: np.ndarray,  # noqa: N803
-    w: np.ndarray,
-    r: float,
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Evidence (n,) without bias, and a function from slopes (n,) to sum_i slope_i sum_p share_ip x_ip (c,)."""
-    w32 = w.astype(np.float32)
-    evidence = np.empty(len(X))
-    share = np.empty(X.shape[:2], np.float32)
-    for part in _chunks(X):
-        x = X[part].astype(np.float32, copy=False)
-        scores = r * (x.reshape(-1, x.shape[2]) @ w32).reshape(x.shape[:2])
-        peak = scores.max(1, keepdims=True)
-        power = np.exp(scores - peak)
-        mean = power.mean(1, dtype=np.float64)
-        evidence[part] = (np.log(mean) + peak[:, 0]) / r
-        share[part] = power / (mean[:, None] * X.shape[1])
-
-    def pull(slope: np.ndarray) -> np.ndarray:
-        total = np.zeros(X.shape[2])
-        for part in _chunks(X):
-            x = X[part].astype(np.float32, copy=False)
-            weight = share[part] * slope[part, None].astype(np.float32)
-            total += weight.reshape(-1) @ x.reshape(-1, x.shape[2])
-        return total
-
-    return evidence, pull
 
 
 POOLED_STRENGTHS = (0.003, 0.03, 0.3)
@@ -174,20 +61,22 @@ def fit_stacked(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     taps_size: int,
+    fine: int,
 ) -> Stacked:
     """Fit both parts and join them by logistic regression on their out-of-fold scores (Wolpert 1992, Platt 1999).
 
     Args:
-        channels: (n, locations, c) float16 or float32.
+        channels: (n, cells, 4 fine + coarse) float16 or float32, as the training graph gives them.
         pooled: (n, d) float32, of which the first `taps_size` values come from the taps and the rest, if any, from the
             embedding.
         defect: (n,) bool.
         folds: (fit, held out) index pairs that keep groups together; every image is held out once.
         taps_size: see `pooled`.
+        fine: see `PatchEvidence`.
     """
     evidence = np.empty(len(defect))
     for fit, held in folds:
-        evidence[held] = PatchEvidence().fit(channels[fit], defect[fit]).decision_function(channels[held])
+        evidence[held] = PatchEvidence(fine).fit(channels[fit], defect[fit]).decision_function(channels[held])
     cut = _best_pooled(pooled[:, :taps_size], defect, folds, evidence)
     chosen: dict[str, float | bool | str] = {"evidence_auroc": _auroc(defect, evidence), "taps_auroc": cut.auroc}
     best, uses_embedding = cut, False
@@ -197,7 +86,7 @@ def fit_stacked(
         if whole.auroc > cut.auroc + NOISE_AUROC:
             best, uses_embedding = whole, True
     chosen |= {"uses_embedding": uses_embedding, "pooled_strength": best.strength}
-    final = PatchEvidence().fit(channels, defect)
+    final = PatchEvidence(fine).fit(channels, defect)
     used = pooled if uses_embedding else pooled[:, :taps_size]
     weights, bias = _fold_scaler(_pooled(best.strength).fit(used, defect))
     return Stacked(

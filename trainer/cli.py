@@ -41,6 +41,7 @@ Example:
 @click.option("--cost-escape", default=10.0, help="What a defect that passes costs, in any unit.")
 @click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
 @click.option("--cost-review", default=0.3, help="What an inspector's look costs; 0 for no review band.")
+@click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes.
@@ -63,6 +64,7 @@ def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
         seed=options["seed"],
         defect_rate=options["defect_rate"],
         costs=Costs(options["cost_escape"], options["cost_false_reject"], options["cost_review"]),
+        held_out=options["held_out"],
     )
     with progress_bar() as progress:
         _, summary = run_training(settings, progress)

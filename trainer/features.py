@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.backbone import FeaturizerSpec, build_training_graph, grid
+from engine.backbone import SUBLOCATIONS, FeaturizerSpec, build_training_graph, cell_size, grid
 from engine.backend_onnx import OneImageStreams
 from engine.errors import FrameError, InputError
 from engine.familiarity import pixel_statistics
@@ -34,7 +34,7 @@ class FeatureSet:
     Attributes:
         kept: (n,) indices into the samples.
         pooled: (n, d) float32.
-        channels: (n, locations, c) float32, or float16 where float32 would take more than 1.5 GiB.
+        channels: (n, cells, 4 fine + coarse) float32, or float16 where float32 would take more than 1.5 GiB.
         pixels: (n, 2) contrast and detail of each image.
         sha256: (n,) of each image's encoded bytes: equal bytes, equal part.
         skipped: (name, why) of the samples that could not be decoded.
@@ -46,6 +46,15 @@ class FeatureSet:
     pixels: np.ndarray
     sha256: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+
+    def take(self, rows: np.ndarray) -> FeatureSet:
+        """The features of some rows, in the order given; copied only where a row is left out."""
+        if len(rows) == len(self.kept) and (rows == np.arange(len(rows))).all():
+            return self
+        digests = tuple(self.sha256[row] for row in rows)
+        return FeatureSet(
+            self.kept[rows], self.pooled[rows], self.channels[rows], self.pixels[rows], digests, self.skipped
+        )
 
 
 def extract(
@@ -62,7 +71,7 @@ def extract(
         InputError: the features would take more memory than 8 GiB.
     """
     rows, columns = grid(image)
-    shape = (len(names), rows * columns, featurizer.channels)
+    shape = (len(names), rows * columns // SUBLOCATIONS, cell_size(featurizer))
     pooled = np.empty((len(names), featurizer.pooled_size), np.float32)
     channels = _allocate(shape)
     kept: list[int] = []
@@ -115,7 +124,7 @@ def _allocate(shape: tuple[int, int, int]) -> np.ndarray:
     size = 4 * int(np.prod(shape, dtype=np.int64))
     if size // 2 > LIMIT_BYTES:
         msg = (
-            f"{shape[0]} images at {shape[1]} locations take {size / 2**31:.0f} GiB of features: "
+            f"{shape[0]} images of {shape[1]} cells take {size / 2**31:.0f} GiB of features: "
             f"expected at most {LIMIT_BYTES >> 30} GiB; give a smaller --size or fewer images"
         )
         raise InputError(msg)

@@ -162,7 +162,8 @@ def _folds(
     """The folds in which training (and, if asked, the test) knows both classes."""
     is_single = len(np.unique(members)) == len(members)
     # Where every image stands alone the plain splitter gives the same promise, in no time.
-    splitter = (StratifiedKFold if is_single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
+    kind = StratifiedKFold if is_single else StratifiedGroupKFold
+    splitter = kind(count, shuffle=True, random_state=seed % 2**32)  # numpy's seeds end there
     pairs = splitter.split(np.zeros((len(classes), 1)), classes, None if is_single else members)
     return [
         (train, test)

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import importlib.metadata
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.backbone import WEIGHTS_SHA256, FeaturizerSpec, build_serving_graph
+from engine.backbone import WEIGHTS_SHA256, FeaturizerSpec, build_serving_graph, fine_channels
 from engine.backend import open_backend
 from engine.bundle import Bundle, Classes, Reference, write_bundle
 from engine.errors import BundleError, FrameError
@@ -28,8 +27,9 @@ from trainer.features import BATCH, FeatureSet, extract
 from trainer.labels import MINIMUM_PER_CLASS, label_source
 from trainer.limits import feature_limits, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
+from trainer.samples import write_samples
 from trainer.sources import open_source
-from trainer.split import group_ids, grouped_folds, holdout
+from trainer.split import contradictions, first_of_each, group_ids, grouped_folds, holdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +55,7 @@ class TrainSettings:
     Attributes:
         size_px: (width, height) of the network's input; None takes it from the images.
         defect_rate: the line's share of defects; None keeps the training set's own.
+        held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
     """
 
     source: str
@@ -68,6 +69,7 @@ class TrainSettings:
     seed: int = 0
     defect_rate: float | None = None
     costs: Costs = field(default_factory=Costs)
+    held_out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         BundleError: `out` exists already or cannot be written.
     """
     start_s = time.perf_counter()
-    _refuse_existing(settings.out)
+    for path in (settings.out, settings.held_out):
+        _refuse_existing(path)
     with open_source(settings.source) as source:
         labelling = label_source(source, fail_class=settings.fail_class, groups_file=settings.groups)
         image = _image_spec(settings, source, labelling.samples)
@@ -101,6 +104,8 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         progress(Step("evaluate"))
         with Scorer(bundle, open_backend("auto", bundle.graph)) as scorer:
             answers = _answers(scorer, source, [data.samples[i].name for i in held])
+        if settings.held_out is not None:
+            write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
     metrics = evaluate(answers.predictions, data.defect[held], _breakdowns([data.samples[i] for i in held], labelling))
     about = {
         **bundle.about,
@@ -108,7 +113,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "images": {"used": len(used), "held_out": len(held), "defects": int(data.defect.sum())},
         "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
         "skipped": [list(entry) for entry in (*labelling.skipped, *data.features.skipped)],
-        "notes": [*labelling.notes, *_notes(data)],
+        "notes": list(data.notes),
         "seconds": round(time.perf_counter() - start_s, 3),
     }
     progress(Step("write"))
@@ -142,6 +147,7 @@ class _Data:
     defect: np.ndarray
     groups: np.ndarray
     features: FeatureSet
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,12 +160,10 @@ class _Answers:
     pooled: np.ndarray
 
 
-def _refuse_existing(out: Path) -> None:
+def _refuse_existing(path: Path | None) -> None:
     """Before minutes of work, not after."""
-    if out.exists():
-        msg = (
-            f"bundle {out} exists already: expected a new path; a bundle is never changed in place, give another --out"
-        )
+    if path is not None and path.exists():
+        msg = f"{path} exists already: expected a new path, nothing is written over; give another"
         raise BundleError(msg)
 
 
@@ -191,11 +195,36 @@ def _featurize(source: Source, labelling: Labelling, image: ImageSpec, progress:
         progress(Step("featurize", done, len(names)))
 
     features = extract(names, source.read, image, FeaturizerSpec(embedding=True), progress=advance)
-    samples = tuple(labelling.samples[i] for i in features.kept)
+    everything = [labelling.samples[i] for i in features.kept]
+    chosen, notes = _without_copies(everything, features.sha256)
+    features = features.take(chosen)
+    samples = tuple(everything[i] for i in chosen)
     defect = np.array([sample.is_defect for sample in samples], bool)
     _refuse_too_few(defect, labelling, features)
     groups = group_ids([sample.group for sample in samples], features.sha256)
-    return _Data(samples, defect, groups, features)
+    return _Data(samples, defect, groups, features, (*source.notes, *labelling.notes, *notes))
+
+
+def _without_copies(samples: Sequence[Sample], sha256: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """One of each content, so that no copy stands on both sides of a split; none where its copies disagree.
+
+    Returns:
+        Indices of what is left, and what the user must hear about the rest.
+    """
+    pairs = contradictions([sample.label for sample in samples], sha256)
+    disputed = {sha256[index] for _, index in pairs}
+    first = first_of_each(sha256)
+    left = np.array([index for index in first if sha256[index] not in disputed], np.int64)
+    notes = []
+    if disputed:
+        one, other = pairs[0]
+        notes.append(
+            f"ATTENTION: {len(disputed)} images lie in both classes and were left out, for example "
+            f"{samples[one].name} and {samples[other].name}: one of the two labels is wrong"
+        )
+    if len(first) < len(samples):
+        notes.append(f"{len(samples) - len(first)} files are byte-for-byte copies of others and were left out")
+    return left, notes
 
 
 def _refuse_too_few(defect: np.ndarray, labelling: Labelling, features: FeatureSet) -> None:
@@ -222,8 +251,15 @@ def _fit(
     progress(Step("fit"))
     defect, pooled = data.defect[used], data.features.pooled[used]
     folds = grouped_folds(defect, data.groups[used], folds=FOLDS, seed=settings.seed)
-    taps_size = FeaturizerSpec().pooled_size
-    fitted = fit_stacked(data.features.channels[used], pooled, defect, folds, taps_size=taps_size)
+    taps = FeaturizerSpec()
+    fitted = fit_stacked(
+        data.features.channels[used],
+        pooled,
+        defect,
+        folds,
+        taps_size=taps.pooled_size,
+        fine=fine_channels(taps),
+    )
     featurizer = FeaturizerSpec(embedding=fitted.uses_embedding)
     graph = build_serving_graph(featurizer, image)
     trained_rate = float(defect.mean())
@@ -302,16 +338,3 @@ def _breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, li
         if len(set(values)) <= MOST_VALUES:
             columns[name] = values
     return columns
-
-
-def _notes(data: _Data) -> list[str]:
-    copies = Counter(data.features.sha256)
-    repeated = sum(count - 1 for count in copies.values())
-    labels: dict[str, set[str]] = {}
-    for sample, digest in zip(data.samples, data.features.sha256, strict=True):
-        labels.setdefault(digest, set()).add(sample.label)
-    both = sum(len(found) > 1 for found in labels.values())
-    notes = [f"{repeated} files are byte-for-byte copies of others"] if repeated else []
-    if both:
-        notes.append(f"ATTENTION: {both} images lie in both classes: one of the two labels is wrong")
-    return notes

@@ -102,11 +102,18 @@ def test_metrics_in_the_form_that_is_asked_for(server: HttpServer) -> None:
     assert families["framegate_commits"].samples[0].value == 1
     status, content_type, body = ask(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
-    assert {family.name for family in parse_openmetrics(body.decode())} >= {"framegate_commits"}
+    names = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
+    assert "framegate_commits" in names
 
 
 def test_head_has_no_body_and_other_paths_are_not_there(server: HttpServer) -> None:
-    assert ask(server, "/metrics", method="HEAD")[::2] == (200, b"")
+    # By hand: an HTTP client throws the body of a HEAD away.
+    with socket.create_connection((server.host, server.port), timeout=5) as client:
+        client.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.0 200")
+    assert b"Content-Length: " in answer
+    assert answer.endswith(b"\r\n\r\n")
     assert ask(server, "/")[0] == 404
     assert ask(server, "/metrics/../ready")[0] == 404
     assert ask(server, "/metrics", method="POST")[0] == 501

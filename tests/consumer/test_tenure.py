@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from consumer.errors import BrokerError
 from consumer.events import Position
-from consumer.tenure import Partition
-from consumer.tenure import Tenure
+from consumer.tenure import Partition, Tenure
 
 P0, P1 = Partition("frames", 0), Partition("frames", 1)
 

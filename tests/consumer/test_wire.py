@@ -170,7 +170,8 @@ def test_a_long_name_within_the_limit_is_left_alone() -> None:
         b"1969-12-31T23:59:59Z",
         b"\xff\xfe",
         b"2026-03-01T05:59:59." + b"0" * 10_000 + b"Z",
-        "２０２６-03-01T05:59:59Z".encode(),
+        "\uff12\uff10\uff12\uff16-03-01T05:59:59Z".encode(),  # digits, but not ASCII
+        b"+2026-03-01T05:59:59Z",
         None,
     ],
 )
@@ -251,7 +252,7 @@ times = st.one_of(
     st.datetimes(timezones=offsets).map(lambda time: time.isoformat().encode()),
     st.builds("{:04}-{:02}-{:02}T{:02}:{:02}:60Z".format, *[st.integers(0, 99)] * 5).map(str.encode),
 )
-records = st.fixed_dictionaries(
+records: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "key": st.none() | st.binary(max_size=600),
         "value": st.none() | st.binary(max_size=20),
@@ -500,3 +501,25 @@ def test_a_dead_letters_error_is_bounded_and_always_writable() -> None:
     assert record.value is not None
     assert len(record.value) < 3_000
     assert len(json.loads(record.value)["error"]) == wire.MAX_ERROR_CHARS
+
+
+# --- the page that people read
+
+PAGE = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_example_is_a_verdict_and_shows_every_key() -> None:
+    example = PAGE.split("```json\n")[1].split("```")[0]
+    document = wire.parse_verdict(example.encode())
+    VALIDATOR.validate(document)
+    assert set(document) == set(SCHEMA["properties"]) == set(wire.verdict_document(a_verdict()))
+
+
+def test_the_page_names_every_word_a_reader_meets() -> None:
+    letter = wire.dead_letter_record(a_letter(), group="g").value
+    assert letter is not None
+    keys = {*wire.verdict_document(a_verdict()), *json.loads(letter)} - {"batch"}
+    types = {wire.FRAME_TYPE, wire.VERDICT_TYPE, wire.DEAD_LETTER_TYPE}
+    headers = {name for name, _ in wire.verdict_record(a_verdict(), group="g").headers} | {"ce_partid"}
+    words_of_the_wire = keys | types | headers | set(get_args(Cause)) | set(get_args(Reason))
+    assert [word for word in sorted(words_of_the_wire) if f"`{word}`" not in PAGE] == []

@@ -15,6 +15,7 @@ from engine.backbone import (
     build_reference_graph,
     build_serving_graph,
     build_training_graph,
+    fine_channels,
     grid,
     inputs,
 )
@@ -42,6 +43,15 @@ def run(graph: bytes, feeds: dict[str, np.ndarray], *, plain: bool = False) -> d
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return dict(zip([out.name for out in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def at_locations(cells: np.ndarray, featurizer: FeaturizerSpec, rows: int, columns: int) -> np.ndarray:
+    """(n, rows * columns, c) of the training graph's cells: coarse channels repeated at each of a cell's locations."""
+    fine, n = fine_channels(featurizer), len(cells)
+    cells = cells.reshape(n, rows // 2, columns // 2, -1)
+    own = cells[..., : 4 * fine].reshape(n, rows // 2, columns // 2, 2, 2, fine).transpose(0, 1, 3, 2, 4, 5)
+    shared = cells[..., 4 * fine :].repeat(2, axis=1).repeat(2, axis=2)
+    return np.concatenate([own.reshape(n, rows, columns, fine), shared], axis=3).reshape(n, rows * columns, -1)
 
 
 def test_graph_answers_as_the_original_network_at_every_block(golden: tuple[np.ndarray, dict[str, np.ndarray]]) -> None:
@@ -80,11 +90,11 @@ def test_serving_graph_scores_what_the_training_graph_gives(size: tuple[int, int
     served = run(serving, {"images": images, "head_weights": weights, "head_biases": biases})
 
     rows, columns = grid(spec)
-    assert trained["channels"].shape == (3, rows * columns, featurizer.channels)
+    channels = at_locations(trained["channels"], featurizer, rows, columns)
     assert served["locations"].shape == (3, 2, rows, columns)
     assert served["pooled"].shape == (3, featurizer.pooled_size)
     np.testing.assert_array_equal(served["pooled"], trained["pooled"])
-    scores = trained["channels"].astype(np.float64) @ weights + biases  # (n, locations, k)
+    scores = channels.astype(np.float64) @ weights + biases  # (n, locations, k)
     np.testing.assert_allclose(served["locations"].reshape(3, 2, -1).transpose(0, 2, 1), scores, atol=1e-4)
     evidence = np.log(np.exp(scores).mean(1))
     np.testing.assert_allclose(served["evidence"], evidence, atol=1e-4)

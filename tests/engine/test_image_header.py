@@ -172,7 +172,7 @@ def test_an_animation_chunk_is_marked_for_removal() -> None:
 
 def test_memory_of_another_kind_is_read() -> None:
     data = SOI + frame(640, 480) + SCAN
-    for payload in (bytearray(data), memoryview(data), memoryview(np.frombuffer(data, np.uint8))):
+    for payload in (bytearray(data), memoryview(data), np.frombuffer(data, np.uint8).data):
         assert read_header(payload).width_px == 640
 
 

@@ -65,6 +65,12 @@ def test_kaggle_names_are_taken_with_a_note() -> None:
     assert (turned.pass_class, turned.fail_class, turned.notes) == ("dog", "cat", ())
 
 
+def test_splits_of_other_people_are_looked_through() -> None:
+    labelling = label_items(many("train/cat/#.jpg", "train/dog/#.jpg", "test/cat/#.jpg", "test/dog/#.jpg"))
+    assert (labelling.pass_class, labelling.fail_class) == ("cat", "dog")
+    assert labelling.notes[0] == "folders test, train are looked through: the split is made here"
+
+
 @pytest.mark.parametrize(
     ("good", "fail"),
     [
@@ -96,7 +102,7 @@ def test_two_words_for_the_same_are_asked_about(first: str, second: str) -> None
 
 
 def test_camera_file_names_are_no_classes() -> None:
-    with pytest.raises(LabelError, match="'DSC' and 'IMG'.*--fail-class"):
+    with pytest.raises(LabelError, match=r"'DSC' and 'IMG'.*--fail-class"):
         label_items(many("IMG_#.jpg", "DSC_#.jpg"))
 
 
@@ -171,22 +177,16 @@ def test_csv_of_other_spreadsheets(delimiter: str) -> None:
 @pytest.mark.parametrize(
     ("in_source", "in_csv"),
     [
-        ("data/good/#.jpg", "good/#.jpg"),
-        ("good/#.jpg", "data/good/#.jpg"),
-        ("good/#.jpg", "./good/#.jpg"),
-        ("good/g#.jpg", "g#.jpg"),
-        ("g#.jpg", "good/g#.jpg"),
+        (("data/good/#.jpg", "data/fail/#.jpg"), ("good/#.jpg", "fail/#.jpg")),
+        (("good/#.jpg", "fail/#.jpg"), ("data/good/#.jpg", "data/fail/#.jpg")),
+        (("good/#.jpg", "fail/#.jpg"), ("./good/#.jpg", "./fail/#.jpg")),
+        (("good/g#.jpg", "fail/f#.jpg"), ("g#.jpg", "f#.jpg")),
+        (("g#.jpg", "f#.jpg"), ("good/g#.jpg", "fail/f#.jpg")),
     ],
 )
-def test_csv_paths_may_differ_by_folders_above(in_source: str, in_csv: str) -> None:
-    names = many(
-        in_source, in_source.replace("g", "f", 1) if "/" not in in_source else in_source.replace("good", "fail")
-    )
-    files = many(in_csv, in_csv.replace("g#", "f#").replace("good", "fail"))
-    if "/g#" in in_source:  # unique last parts
-        names = many("good/g#.jpg", "fail/f#.jpg")
-    lines = [f"{file},{'good' if index < N else 'fail'},{index}" for index, file in enumerate(files)]
-    labelling = label_items(names, groups_csv="\n".join(["file,label,group", *lines]))
+def test_csv_paths_may_differ_by_folders_above(in_source: tuple[str, str], in_csv: tuple[str, str]) -> None:
+    lines = [f"{file},{'good' if index < N else 'fail'},{index}" for index, file in enumerate(many(*in_csv))]
+    labelling = label_items(many(*in_source), groups_csv="\n".join(["file,label,group", *lines]))
     assert [sample.group for sample in labelling.samples] == [str(index) for index in range(2 * N)]
 
 

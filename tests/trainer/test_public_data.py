@@ -44,7 +44,7 @@ class Mirror(ThreadingHTTPServer):
 class _Handler(SimpleHTTPRequestHandler):
     server: Mirror
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         self.server.asked.append(self.path)
         super().do_GET()
 

@@ -353,6 +353,12 @@ def test_a_few_flat_images_may_pack_well(tmp_path: Path) -> None:
         assert source.read("good/black.bmp") == bytes(6 * MIB)
 
 
+def test_many_images_that_hardly_pack_are_no_bomb(tmp_path: Path) -> None:
+    packed = write_zip(tmp_path / "in.zip", {f"good/{number}.jpg": os.urandom(900) for number in range(5)})
+    with open_source(packed, Limits(max_member_bytes=1000)) as source:
+        assert len(source.items()) == 5
+
+
 def test_the_total_is_limited(tmp_path: Path) -> None:
     packed = write_zip(tmp_path / "in.zip", {f"good/{number}.jpg": bytes(1000) for number in range(5)})
     with pytest.raises(SourceError, match="5,000 bytes: expected at most 4,999"):
@@ -363,6 +369,15 @@ def test_what_is_not_read_may_be_large(tmp_path: Path) -> None:
     packed = write_zip(tmp_path / "in.zip", FILES | {"annotations.json": bytes(1000)})
     with open_source(packed, Limits(max_member_bytes=999)) as source:
         assert source.read("good/1.jpg") == JPEG
+
+
+def test_what_the_audit_passes_over_is_bounded_when_it_is_read(tmp_path: Path) -> None:
+    packed = write_zip(tmp_path / "in.zip", FILES | {"groups.csv": bytes(5 * MIB)})
+    with (
+        open_source(packed, Limits(max_member_bytes=MIB)) as source,
+        pytest.raises(MemberError, match="expected at most 1,048,576"),
+    ):
+        source.groups_csv()
 
 
 @pytest.mark.parametrize("forged", [False, True])

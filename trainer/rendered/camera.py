@@ -69,7 +69,8 @@ class Camera:
         """Lens, lamp, sensor: the picture in grey levels."""
         sharp = max(0.35, self.look.blur_px + 0.05 * rng.standard_normal())
         seen = cv2.GaussianBlur(scene, (5, 5), sharp)
-        lit = cv2.multiply(seen, self.look.lamp, scale=math.exp(0.012 * rng.standard_normal()), dtype=cv2.CV_32F)
+        flicker = math.exp(0.012 * rng.standard_normal())
+        lit = plane(cv2.multiply(seen, self.look.lamp, scale=flicker, dtype=cv2.CV_32F))
         left, top = (int(value) for value in rng.integers(0, 2 * SLACK_PX, 2))
         cut = slice(top, top + HEIGHT_PX), slice(left, left + WIDTH_PX)
         lit *= self._shot_gain[cut]
@@ -130,7 +131,9 @@ def _place(look: Look, surface: Surface, rng: np.random.Generator) -> Levels:
     solid = surface.solid
     cover = levels(solid * np.float32(255))
     body = cv2.multiply(surface.colour, cv2.merge([solid, solid, solid]), dtype=cv2.CV_8U)
-    free = cv2.warpAffine(cv2.multiply(255 - look.shadow, 255 - cover, scale=1 / 255), pose, FRAME, borderValue=(255.0,))
+    free = cv2.warpAffine(
+        cv2.multiply(255 - look.shadow, 255 - cover, scale=1 / 255), pose, FRAME, borderValue=(255.0,)
+    )
     scene = cv2.add(
         cv2.warpAffine(body, pose, FRAME),
         cv2.multiply(bench, cv2.merge([free, free, free]), scale=1 / 255),

@@ -57,8 +57,8 @@ def render_line(
 ) -> list[RenderedImage]:
     """Render a line's pictures into `out` and describe them.
 
-    Every picture is a pure function of seed, station, lot and its number in the lot, and of whether it shall show a
-    defect: rendering later lots never changes earlier ones, and a station looks the same in any choice of stations.
+    Every picture is a pure function of seed, station, lot, its number in the lot, and the defect it shall show, if
+    any: rendering later lots never changes earlier ones, and a station looks the same in any choice of stations.
 
     Args:
         out: a folder that is empty or not there yet. Gets `good/*.jpg` and `fail/*.jpg` (640 x 480, JPEG) and
@@ -85,7 +85,9 @@ def render_line(
     ]
     # One lot is one piece of work: its look is made once, and only as many looks as threads are in memory.
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="render") as pool:
-        futures = [pool.submit(_render_lot, out, seed, station, lot, count, defect_share) for station, lot, count in batches]
+        futures = [
+            pool.submit(_render_lot, out, seed, station, lot, count, defect_share) for station, lot, count in batches
+        ]
         images = [image for future in futures for image in future.result()]
     with (out / "groups.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -119,14 +121,19 @@ def _render_lot(out: Path, seed: int, station: str, lot: int, count: int, defect
         name = f"{label}/{group}_{index:04d}.jpg"
         (out / name).write_bytes(encode(camera.picture(index, defect)))
         images.append(
-            RenderedImage(name, label, group, station, defect.kind if defect else "", defect.difficulty if defect else "")
+            RenderedImage(
+                name, label, group, station, defect.kind if defect else "", defect.difficulty if defect else ""
+            )
         )
     return images
 
 
-def _check(seed: int, per_station: int, defect_share: float, first_lot: int, lots: int, stations: Sequence[str]) -> None:
+def _check(
+    seed: int, per_station: int, defect_share: float, first_lot: int, lots: int, stations: Sequence[str]
+) -> None:
     """Refuse arguments that make no sense."""
-    for name, value, least in (("seed", seed, 0), ("per_station", per_station, 1), ("first_lot", first_lot, 0), ("lots", lots, 1)):
+    numbers = (("seed", seed, 0), ("per_station", per_station, 1), ("first_lot", first_lot, 0), ("lots", lots, 1))
+    for name, value, least in numbers:
         if value < least:
             msg = f"{name} {value} is too small for a rendered line: expected {least} or more"
             raise InputError(msg)
@@ -145,7 +152,7 @@ def _prepare(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
-            msg = f"{out} is not empty: a rendered line is not mixed with other files; give a new folder or empty this one"
+            msg = f"{out} is not empty: a rendered line is not mixed with other files; give a new folder or empty it"
             raise InputError(msg)
         for label in ("good", "fail"):
             (out / label).mkdir()

@@ -13,7 +13,7 @@ from trainer.rendered.planes import Plane, plane, white
 from trainer.rendered.wear import Path, blob, curve, site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from trainer.rendered.parts import Part
     from trainer.rendered.surface import Surface
@@ -37,7 +37,7 @@ class Defect:
     difficulty: str
 
 
-def _between(rng: np.random.Generator, ranges: dict[str, tuple[float, float]], difficulty: str) -> float:
+def _between(rng: np.random.Generator, ranges: Mapping[str, tuple[float, float]], difficulty: str) -> float:
     """A value from the difficulty's own range."""
     return float(rng.uniform(*ranges[difficulty]))
 
@@ -46,7 +46,7 @@ _TRIES = 5
 
 
 def _on_part(part: Part, paths: list[Path]) -> Path:
-    """The path of which most lies on open faces: a line that runs off the part is easier than its difficulty says, or unseen."""
+    """The path of which most lies on open faces: what runs off the part is unseen."""
     corner = np.array(part.size) - 1
 
     def share(path: Path) -> float:
@@ -59,17 +59,19 @@ def _on_part(part: Part, paths: list[Path]) -> Path:
 _BARE = (236, 240, 240)
 """BGR of freshly torn material: bright metal, or plastic whitened by stress."""
 
-_SCRATCH_LENGTH_PX = {"obvious": (120, 220), "medium": (80, 130), "hard": (50, 80)}
-_SCRATCH_WIDTH_PX = {"obvious": (2.6, 3.6), "medium": (2.0, 2.6), "hard": (1.4, 1.8)}
-_SCRATCH_LINES = {"obvious": 6, "medium": 4, "hard": 3}
-_SCRATCH_CONTRAST = {"obvious": (0.85, 1.0), "medium": (0.7, 0.85), "hard": (0.5, 0.64)}
+_SCRATCH_LENGTH_PX = {"obvious": (120, 220), "medium": (88, 130), "hard": (64, 92)}
+_SCRATCH_WIDTH_PX = {"obvious": (2.6, 3.6), "medium": (2.1, 2.7), "hard": (1.7, 2.2)}
+_SCRATCH_LINES = {"obvious": 6, "medium": 5, "hard": 4}
+_SCRATCH_CONTRAST = {"obvious": (0.88, 1.0), "medium": (0.8, 0.92), "hard": (0.66, 0.8)}
 
 
 def _scratch(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:
     """One pull of something hard: a few grooves side by side, mostly across the brushing, where they show."""
     length = _between(rng, _SCRATCH_LENGTH_PX, difficulty)
-    angles = [rng.uniform(0.3, math.pi - 0.3) if rng.random() < 0.8 else rng.uniform(-0.3, 0.3) for _ in range(_TRIES)]  # noqa: PLR2004 - mostly across
-    points = _on_part(part, [curve(rng, site(rng, part), length, angle, rng.normal(0, 0.35)) for angle in angles])
+    angles = rng.normal(math.pi / 2, 0.6, _TRIES)
+    points = _on_part(
+        part, [curve(rng, site(rng, part), length, angle, 0.35 * rng.standard_normal()) for angle in angles]
+    )
     width = _between(rng, _SCRATCH_WIDTH_PX, difficulty)
     contrast = _between(rng, _SCRATCH_CONTRAST, difficulty)
     along = points[-1] - points[0]
@@ -89,8 +91,8 @@ def _groove(surface: Surface, points: Path, width_px: float, contrast: float) ->
     surface.paint(window, line * np.float32(contrast), _BARE)
 
 
-_DENT_RADIUS_PX = {"obvious": (26, 36), "medium": (18, 24), "hard": (12, 16)}
-_DENT_DEPTH = {"obvious": (1.0, 1.3), "medium": (0.8, 1.0), "hard": (0.5, 0.7)}
+_DENT_RADIUS_PX = {"obvious": (26, 36), "medium": (19, 25), "hard": (13, 17)}
+_DENT_DEPTH = {"obvious": (1.1, 1.4), "medium": (0.92, 1.1), "hard": (0.7, 0.88)}
 
 
 def _dent(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:
@@ -105,12 +107,13 @@ def _dent(surface: Surface, part: Part, rng: np.random.Generator, difficulty: st
     reach = (along * along + across * across) / np.float32(radius * radius)
     bowl = -np.exp(-2.2 * reach) + 0.22 * np.exp(-6 * (np.sqrt(reach) - 1) ** 2)
     depth = _between(rng, _DENT_DEPTH, difficulty)
-    surface.emboss(window, plane(bowl * radius * 0.5), gain=1.5 * depth, glint=90 * depth)
+    surface.emboss(window, plane(bowl * radius * 0.5), gain=1.5 * depth, glint=110 * depth)
     surface.shade(window, plane(1 - 0.12 * depth * np.exp(-3 * reach)))
 
 
 _BURNT = (40, 52, 70)
-_HOLE_LEFT = {"obvious": (0.0, 0.0), "medium": (0.4, 0.52), "hard": (0.66, 0.76)}
+_HOLE_BURNT = {"obvious": 0.85, "medium": 0.75, "hard": 0.6}
+_HOLE_LEFT = {"obvious": (0.0, 0.0), "medium": (0.38, 0.5), "hard": (0.66, 0.75)}
 
 
 def _missing_hole(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:
@@ -126,19 +129,22 @@ def _missing_hole(surface: Surface, part: Part, rng: np.random.Generator, diffic
     off = (hole.radius_px - left) * 0.9
     mouth = np.clip(hole.radius_px + 1.0 - np.hypot(x, y), 0, 1)
     if left:
-        mouth = mouth * (1 - np.clip(left + 0.5 - np.hypot(x - off * math.cos(toward), y - off * math.sin(toward)), 0, 1))
+        mouth = mouth * (
+            1 - np.clip(left + 0.5 - np.hypot(x - off * math.cos(toward), y - off * math.sin(toward)), 0, 1)
+        )
     cover = plane(mouth)
     surface.fill(cover, window)
     size = (window.x1 - window.x0, window.y1 - window.y0)
     rough = cv2.resize(white(rng, (size[0] // 3 + 2, size[1] // 3 + 2)), size, interpolation=cv2.INTER_CUBIC)
-    surface.paint(window, cover * np.float32(0.62), _BURNT)
-    surface.shade(window, plane(np.clip(1 + 0.38 * rough * cover, 0.2, 2)))
+    burnt = _HOLE_BURNT[difficulty]
+    surface.paint(window, cover * np.float32(burnt), _BURNT)
+    surface.shade(window, plane(np.clip(1 + 0.6 * burnt * rough * cover, 0.2, 2)))
     torn = np.clip(2.2 * np.abs(cover - plane(cv2.GaussianBlur(cover, (0, 0), 2.2))), 0, 1)
-    surface.paint(window, plane(0.75 * torn * surface.solid[window.rows]), _BARE)
+    surface.paint(window, plane(burnt * torn * surface.solid[window.rows]), _BARE)
 
 
-_STAIN_RADIUS_PX = {"obvious": (45, 65), "medium": (30, 40), "hard": (18, 26)}
-_STAIN_COVER = {"obvious": (0.65, 0.8), "medium": (0.5, 0.62), "hard": (0.34, 0.44)}
+_STAIN_RADIUS_PX = {"obvious": (46, 66), "medium": (33, 43), "hard": (23, 31)}
+_STAIN_COVER = {"obvious": (0.72, 0.84), "medium": (0.62, 0.72), "hard": (0.48, 0.58)}
 _STAIN_BGR = ((22, 32, 46), (28, 46, 72))
 """Old oil and rust."""
 
@@ -152,12 +158,16 @@ def _stain(surface: Surface, part: Part, rng: np.random.Generator, difficulty: s
     edge = np.clip(film - plane(cv2.GaussianBlur(film, (0, 0), max(1.2, shape[0] / 22))), 0, 1)
     cover = _between(rng, _STAIN_COVER, difficulty)
     on_part = surface.solid[window.rows]
-    surface.paint(window, plane(np.clip(cover * (film * 0.8 + edge * 0.9), 0, 0.92) * on_part), _STAIN_BGR[rng.integers(len(_STAIN_BGR))])
+    surface.paint(
+        window,
+        plane(np.clip(cover * (film * 0.8 + edge * 0.9), 0, 0.92) * on_part),
+        _STAIN_BGR[rng.integers(len(_STAIN_BGR))],
+    )
 
 
-_CRACK_LENGTH_PX = {"obvious": (110, 180), "medium": (75, 110), "hard": (48, 70)}
-_CRACK_WIDTH_PX = {"obvious": (4.0, 5.5), "medium": (3.0, 3.8), "hard": (2.0, 2.6)}
-_CRACK_CONTRAST = {"obvious": (0.8, 0.92), "medium": (0.68, 0.8), "hard": (0.45, 0.58)}
+_CRACK_LENGTH_PX = {"obvious": (110, 180), "medium": (80, 115), "hard": (54, 76)}
+_CRACK_WIDTH_PX = {"obvious": (4.0, 5.5), "medium": (3.2, 4.0), "hard": (2.4, 2.9)}
+_CRACK_CONTRAST = {"obvious": (0.82, 0.92), "medium": (0.74, 0.84), "hard": (0.58, 0.7)}
 
 
 def _crack(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:
@@ -184,8 +194,8 @@ def _jagged(rng: np.random.Generator, start: Path, length_px: float, heading: fl
     return np.asarray(start + np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)]))
 
 
-_BURR_LENGTH_PX = {"obvious": (40, 60), "medium": (28, 38), "hard": (19, 25)}
-_BURR_OUT_PX = {"obvious": (14, 20), "medium": (10, 13), "hard": (6, 8.5)}
+_BURR_LENGTH_PX = {"obvious": (44, 60), "medium": (32, 42), "hard": (24, 31)}
+_BURR_OUT_PX = {"obvious": (15, 20), "medium": (11, 14), "hard": (8, 10.5)}
 
 
 def _burr(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:

@@ -50,9 +50,9 @@ class Material:
 
 MATERIALS = {
     "press-1": Material((172, 170, 166), 1.0, 60, 60, 0.26, (130, 4000), 0.032),
-    "mould-2": Material((36, 104, 214), 0.9, 120, 45, 0.16, (210, 170), 0.010),
-    "cast-3": Material((150, 152, 153), 1.1, 40, 20, 0.14, (260, 220), 0.045),
-    "plate-4": Material((92, 58, 36), 0.9, 70, 50, 0.34, (240, 200), 0.028),
+    "mould-2": Material((36, 104, 214), 0.9, 80, 45, 0.16, (210, 170), 0.010),
+    "cast-3": Material((150, 152, 153), 1.1, 40, 20, 0.14, (260, 220), 0.036),
+    "plate-4": Material((166, 128, 88), 0.9, 50, 50, 0.24, (240, 200), 0.022),
 }
 
 
@@ -112,7 +112,8 @@ def look_of(seed: int, station: str, number: int, lot: int) -> Look:
         blank_brightness=blank * turned,
         gloss=np.repeat(gloss[..., None], 3, axis=2),
         colour=part.tint * (np.asarray(material.base, np.float32) * hue),
-        texture=_FINISHES[station](rng, (part.size[0] + SLACK_PX, part.size[1] + SLACK_PX)) * np.float32(material.texture * finish),
+        texture=_FINISHES[station](rng, (part.size[0] + SLACK_PX, part.size[1] + SLACK_PX))
+        * np.float32(material.texture * finish),
         shadow=levels(_shadow(part, light) * 255),
         bench=levels(bench),
         lamp=_lamp(rng, light),
@@ -121,12 +122,16 @@ def look_of(seed: int, station: str, number: int, lot: int) -> Look:
     )
 
 
-def _shade(height: Plane, wall: Plane, light: tuple[float, float], up: float, material: Material) -> tuple[Plane, Plane]:
+def _shade(
+    height: Plane, wall: Plane, light: tuple[float, float], up: float, material: Material
+) -> tuple[Plane, Plane]:
     """Lambert over ambient light, 1 where flat, and a Blinn highlight on the slopes; hole walls lie in the shade."""
     # A distance transform counts in pixel steps: unsmoothed, its fillets would show a fine saw-tooth.
     slope_x, slope_y = slopes(plane(cv2.GaussianBlur(height, (0, 0), 1.1)))
     length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
-    facing = np.maximum((up - slope_x * np.float32(light[0]) - slope_y * np.float32(light[1])) / length, 0) / np.float32(up)
+    facing = np.maximum(
+        (up - slope_x * np.float32(light[0]) - slope_y * np.float32(light[1])) / length, 0
+    ) / np.float32(up)
     brightness = np.clip(1 + material.relief * 0.62 * (facing - 1), 0.12, 2.2)
     norm = math.hypot(light[0], light[1], up + 1)
     mirrored = np.maximum(((up + 1) - slope_x * light[0] - slope_y * light[1]) / (length * norm), 0)
@@ -162,18 +167,21 @@ def _shadow(part: Part, light: tuple[float, float]) -> Plane:
 def _lamp(rng: np.random.Generator, light: tuple[float, float]) -> npt.NDArray[np.float32]:
     """Exposure, colour temperature, fall-off towards the lamp's far side, and the lens's vignette."""
     x, y = grid((WIDTH_PX // 8, HEIGHT_PX // 8))
-    x, y = (x * 16 + 8 - WIDTH_PX) / WIDTH_PX, (y * 16 + 8 - HEIGHT_PX) / WIDTH_PX
+    x, y = plane((x * 16 + 8 - WIDTH_PX) / WIDTH_PX), plane((y * 16 + 8 - HEIGHT_PX) / WIDTH_PX)
     vignette = 1 - (0.17 + 0.03 * rng.standard_normal()) * (x * x + y * y)
     slope = 0.10 + 0.03 * rng.standard_normal()
     field = vignette * (1 + slope * (x * light[0] + y * light[1])) * math.exp(0.04 * rng.standard_normal())
     warmth, green = 0.015 * rng.standard_normal(), 0.006 * rng.standard_normal()
-    return plane(cv2.resize(plane(field[..., None] * np.exp([-warmth, green, warmth])), FRAME, interpolation=cv2.INTER_CUBIC))
+    gain = plane(field[..., None] * np.exp([-warmth, green, warmth]))
+    return plane(cv2.resize(gain, FRAME, interpolation=cv2.INTER_CUBIC))
 
 
 def _brushed(rng: np.random.Generator, size: Size) -> Plane:
     """Long strokes of several widths along x."""
     strokes = ((0.6, 60.0, 0.5), (0.5, 25.0, 0.4), (0.45, 120.0, 1.6), (0.25, 200.0, 6.0))
-    return mix([*((weight, smooth(rng, size, along, across)) for weight, along, across in strokes), (0.2, white(rng, size))])
+    return mix(
+        [*((weight, smooth(rng, size, along, across)) for weight, along, across in strokes), (0.2, white(rng, size))]
+    )
 
 
 def _moulded(rng: np.random.Generator, size: Size) -> Plane:
@@ -183,7 +191,9 @@ def _moulded(rng: np.random.Generator, size: Size) -> Plane:
 
 def _sand_cast(rng: np.random.Generator, size: Size) -> Plane:
     """The grain of a sand mould, lit from one side, with pits."""
-    grain = mix([(1.0, smooth(rng, size, 1.3, 1.3)), (1.0, smooth(rng, size, 3.0, 3.0)), (1.2, smooth(rng, size, 7, 7))])
+    grain = mix(
+        [(1.0, smooth(rng, size, 1.3, 1.3)), (1.0, smooth(rng, size, 3.0, 3.0)), (1.2, smooth(rng, size, 7, 7))]
+    )
     slope_x, slope_y = slopes(grain)
     lit = slope_x + slope_y
     pits = np.minimum(smooth(rng, size, 1.6, 1.6) + 2.1, 0)
@@ -192,7 +202,9 @@ def _sand_cast(rng: np.random.Generator, size: Size) -> Plane:
 
 def _blasted(rng: np.random.Generator, size: Size) -> Plane:
     """Fine bead blasting under the anodised film."""
-    return mix([(0.8, smooth(rng, size, 0.8, 0.8)), (0.4, smooth(rng, size, 2.4, 2.4)), (0.35, smooth(rng, size, 40, 40))])
+    return mix(
+        [(0.8, smooth(rng, size, 0.8, 0.8)), (0.4, smooth(rng, size, 2.4, 2.4)), (0.35, smooth(rng, size, 40, 40))]
+    )
 
 
 def _belt(rng: np.random.Generator, size: Size) -> npt.NDArray[np.float32]:
@@ -201,7 +213,9 @@ def _belt(rng: np.random.Generator, size: Size) -> npt.NDArray[np.float32]:
     weave = np.sin((x + y) * np.float32(0.55)) * np.sin((x - y) * np.float32(0.55))
     scuffs = np.maximum(smooth(rng, size, 140, 1.2) - 0.8, 0)
     dust = np.maximum(smooth(rng, size, 0.8, 0.8) - 3.0, 0)
-    level = 40 + 1.8 * weave + 1.6 * smooth(rng, size, 1.0, 1.0) + 3.2 * smooth(rng, size, 80, 50) + 3 * scuffs + 16 * dust
+    level = (
+        40 + 1.8 * weave + 1.6 * smooth(rng, size, 1.0, 1.0) + 3.2 * smooth(rng, size, 80, 50) + 3 * scuffs + 16 * dust
+    )
     return plane(level[..., None] * np.array([1.04, 1.0, 0.97], np.float32))
 
 

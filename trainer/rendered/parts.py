@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.rendered.planes import Plane, Size, disk, fillet, lettering, polygon, rounded_box
+from trainer.rendered.planes import Plane, Size, disk, fillet, lettering, plane, polygon, rounded_box
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,12 +68,14 @@ class Part:
 
 
 _PARALLAX = (0.16, 0.11)
-"""How far a hole's far rim is seen shifted, as a share of its radius: the camera does not look down every hole's axis."""
+"""How far a hole's far rim is seen shifted, as a share of its radius: no camera looks down every hole's axis."""
 
 _SITE_MARGIN_PX = 9
 
 
-def _body(size: Size, outline: Plane, relief: Plane, holes: Sequence[Hole], bevel_px: float, thickness_px: float) -> Body:
+def _body(
+    size: Size, outline: Plane, relief: Plane, holes: Sequence[Hole], bevel_px: float, thickness_px: float
+) -> Body:
     """Cut holes into an outline: what is left, the walls that are seen inside, and the rounded edges."""
     top = outline.copy()
     through = np.zeros_like(outline)
@@ -97,7 +99,7 @@ def _sites(body: Body, keep_clear: Plane) -> npt.NDArray[np.int32]:
 
 def _rim(outline: Plane) -> npt.NDArray[np.float32]:
     """Points of the outer edge with the direction that leads off the part."""
-    contours, _ = cv2.findContours((outline > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)  # noqa: PLR2004 - half covered
+    contours, _ = cv2.findContours(np.rint(outline).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     points = max(contours, key=len).reshape(-1, 2)
     soft = cv2.GaussianBlur(outline, (0, 0), 3)
     across = -cv2.Sobel(soft, cv2.CV_32F, 1, 0)[points[:, 1], points[:, 0]]
@@ -145,8 +147,9 @@ def _bracket() -> Part:
     outline = np.minimum(outline, 1 - slot)
     bead = np.maximum(rounded_box(size, (135, 185), (9, 44), 8.9), rounded_box(size, (365, 185), (9, 44), 8.9))
     y = np.arange(size[1], dtype=np.float32)[:, None]
-    bend = np.where(y > 232, 232 - y, 0).astype(np.float32) * 0.26 + np.zeros_like(outline)
-    holes = [Hole(78, 112, 17), Hole(388, 62, 19), Hole(82, 258, 17), Hole(418, 258, 17), Hole(250, 165, 38), Hole(182, 108, 11)]
+    bend = plane(0.26 * np.minimum(232 - y, 0) + np.zeros_like(outline))
+    at = ((78, 112, 17), (388, 62, 19), (82, 258, 17), (418, 258, 17), (250, 165, 38), (182, 108, 13))
+    holes = [Hole(*numbers) for numbers in at]
     return _part(size, outline, fillet(bead, 9, 3.2) + bend, holes, bevel_px=3.5, thickness_px=3.0, keep_clear=bead)
 
 
@@ -157,7 +160,9 @@ def _gear() -> Part:
     turn = np.arange(teeth * 4) * (2 * math.pi / (teeth * 4))
     radius = np.tile([207.0, 207.0, 184.0, 184.0], teeth)
     lean = np.tile([-0.016, 0.016, -0.016, 0.016], teeth)
-    outline = polygon(size, np.stack([centre + radius * np.cos(turn + lean), centre + radius * np.sin(turn + lean)], axis=1))
+    outline = polygon(
+        size, np.stack([centre + radius * np.cos(turn + lean), centre + radius * np.sin(turn + lean)], axis=1)
+    )
     rim = np.minimum(disk(size, centre, centre, 178), 1 - disk(size, centre, centre, 152))
     hub = disk(size, centre, centre, 66)
     relief = fillet(rim, 7, 4.0) + fillet(hub, 8, 5.0)
@@ -179,7 +184,7 @@ def _gear() -> Part:
 
 def _edge_band(mask: Plane) -> Plane:
     """1 close to the edge of a mask: steps are no place for wear."""
-    return np.clip(np.abs(cv2.GaussianBlur(mask, (0, 0), 2.5) - 0.5) < 0.42, 0, 1).astype(np.float32)  # noqa: PLR2004 - share of the step
+    return plane(np.abs(plane(cv2.GaussianBlur(mask, (0, 0), 2.5)) - 0.5) < 0.42)  # noqa: PLR2004 - of the step
 
 
 def _flange() -> Part:
@@ -204,7 +209,16 @@ def _flange() -> Part:
     fixed = [Hole(centre, centre, 66)]
     keep_clear = np.maximum(_edge_band(boss), _edge_band(spot))
     return _part(
-        size, outline, relief, holes, bevel_px=9, thickness_px=6.0, fixed=fixed, raw=raw, turned=turned, keep_clear=keep_clear
+        size,
+        outline,
+        relief,
+        holes,
+        bevel_px=9,
+        thickness_px=6.0,
+        fixed=fixed,
+        raw=raw,
+        turned=turned,
+        keep_clear=keep_clear,
     )
 
 
@@ -214,30 +228,32 @@ def _panel() -> Part:
     outline = rounded_box(size, (265, 185), (240, 158), 16)
     cutout = rounded_box(size, (150, 245), (66, 26), 9)
     outline = np.minimum(outline, 1 - cutout)
-    corners = [Hole(x, y, 10.5) for x in (55, 475) for y in (55, 315)]
-    lamps = [Hole(300 + 34 * number, 245, 9.5) for number in range(5)]
+    corners = [Hole(x, y, 13) for x in (58, 472) for y in (58, 312)]
+    lamps = [Hole(300 + 35 * number, 247, 12) for number in range(5)]
     sink = np.zeros_like(outline)
     for hole in corners:
-        sink = np.maximum(sink, disk(size, hole.x_px, hole.y_px, 18.5))
+        sink = np.maximum(sink, disk(size, hole.x_px, hole.y_px, 21))
     relief = -fillet(sink, 8, 4.5)
     ink = _legend(size, lamps)
     tint = np.ones((*outline.shape, 3), np.float32)
-    tint += ink[..., None] * (np.array([1.7, 2.5, 4.0], np.float32) - 1)
-    tint += (sink * (1 - ink))[..., None] * (np.array([1.35, 1.9, 3.0], np.float32) - 1)
+    tint += ink[..., None] * (np.array([1.35, 1.65, 2.25], np.float32) - 1)
+    tint += (sink * (1 - ink))[..., None] * (np.array([1.1, 1.35, 1.85], np.float32) - 1)
     raw = np.clip(1 - 0.7 * ink - sink, 0.1, 1).astype(np.float32)
-    return _part(size, outline, relief, [*corners, *lamps], bevel_px=3, thickness_px=2.6, raw=raw, tint=tint, keep_clear=sink)
+    return _part(
+        size, outline, relief, [*corners, *lamps], bevel_px=3, thickness_px=2.6, raw=raw, tint=tint, keep_clear=sink
+    )
 
 
 def _legend(size: Size, lamps: Sequence[Hole]) -> Plane:
     """What is printed on the panel: a name, a rule, a frame and lamp numbers."""
-    ink = np.maximum(lettering(size, "AXIS CONTROL", (96, 88), 0.95, 2), lettering(size, "24 V DC   4 A   IP54", (98, 116), 0.5))
-    for number, lamp in enumerate(lamps, start=1):
-        ink = np.maximum(ink, lettering(size, str(number), (int(lamp.x_px) - 5, 225), 0.45))
+    ink = np.maximum(
+        lettering(size, "AXIS CONTROL", (96, 88), 0.95, 2), lettering(size, "24 V DC   4 A   IP54", (98, 116), 0.5)
+    )
     frame = rounded_box(size, (368, 240), (98, 42), 8)
     ink = np.maximum(ink, frame - rounded_box(size, (368, 240), (96.4, 40.4), 7))
     ink = np.maximum(ink, rounded_box(size, (265, 138), (172, 1.2), 1))
     ink = np.maximum(ink, lettering(size, "SERIAL BUS", (105, 300), 0.5))
-    return ink
+    return plane(ink)
 
 
 _BUILDERS: dict[str, Callable[[], Part]] = {"press-1": _bracket, "mould-2": _gear, "cast-3": _flange, "plate-4": _panel}

@@ -30,7 +30,8 @@ def curve(rng: np.random.Generator, start: tuple[float, float], length_px: float
     steps = max(4, int(length_px / 4))
     turn = angle + np.linspace(-0.5, 0.5, steps) * bend + 0.04 * rng.standard_normal(steps)
     moves = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (length_px / steps)
-    return np.asarray(start) + np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)]) - moves.sum(axis=0) / 2
+    path = np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
+    return np.asarray(path + start - moves.sum(axis=0) / 2)
 
 
 def wear(surface: Surface, part: Part, rng: np.random.Generator) -> None:

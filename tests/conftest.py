@@ -1,0 +1,116 @@
+"""Fixtures that all tests share: brokers, real images, names of one's own.
+
+A test that takes `broker` runs on the embedded broker and on Apache Kafka. Brokers are started once per test run and
+shared: take names for topics and groups from `unique`, and start your own broker to stop or kill one.
+
+Kafka is imported in the fixtures that need it: most tests do without, and kafka-python's import warns (see below).
+"""
+
+# ruff: noqa: PLC0415 - as said above
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kafka_cluster import ApacheKafka, RunningBroker
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK_OF_FIXTURE = {"embedded_broker": "kafka", "apache_kafka": "apache", "apache_kafka_3": "apache"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """kafka-python 3.0.12 reads its schemas through functions that Python 3.11 and 3.12 call deprecated (3.13 not)."""
+    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for a broker by name, so that `-m "not apache"` finds it."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARK_OF_FIXTURE:
+                item.add_marker(MARK_OF_FIXTURE[fixture])
+
+
+@pytest.fixture
+def unique() -> str:
+    """Letters that no other test has: for the names of topics and groups on a shared broker."""
+    return uuid.uuid4().hex[:12]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real images: FRAMEGATE_TEST_DATA, else `shared` beside the repository. Read-only."""
+    folder = Path(os.environ.get("FRAMEGATE_TEST_DATA") or ROOT.parent / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real images at {folder}: set FRAMEGATE_TEST_DATA to a folder that has data/ and badimages/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """The embedded broker, shared by all tests of this run."""
+    from consumer.broker import EmbeddedBroker
+    from tests.kafka_cluster import RunningBroker
+
+    with EmbeddedBroker(log=tmp_path_factory.mktemp("embedded") / "broker.log") as broker:
+        yield RunningBroker("embedded", broker.bootstrap_servers)
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """Apache Kafka: the one that FRAMEGATE_TEST_BOOTSTRAP names, else one broker of our own, shared by all tests."""
+    from tests.kafka_cluster import RunningBroker
+
+    given = os.environ.get("FRAMEGATE_TEST_BOOTSTRAP")
+    if given:
+        yield RunningBroker("apache", given)
+        return
+    with _cluster(1, tmp_path_factory) as cluster:
+        yield RunningBroker("apache", cluster.bootstrap_servers)
+
+
+@pytest.fixture(scope="session")
+def apache_kafka_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """Apache Kafka with three brokers of our own; a test that stops one starts it again before it ends."""
+    if os.environ.get("FRAMEGATE_TEST_BOOTSTRAP"):
+        pytest.skip("needs brokers that it may kill; FRAMEGATE_TEST_BOOTSTRAP names somebody else's")
+    with _cluster(3, tmp_path_factory) as cluster:
+        yield cluster
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("embedded_broker", marks=pytest.mark.kafka, id="embedded"),
+        pytest.param("apache_kafka", marks=pytest.mark.apache, id="apache"),
+    ]
+)
+def broker(request: pytest.FixtureRequest) -> RunningBroker:
+    """Each kind of broker in turn."""
+    running: RunningBroker = request.getfixturevalue(request.param)
+    return running
+
+
+@contextlib.contextmanager
+def _cluster(brokers: Literal[1, 3], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """A started cluster; skips where it cannot be had on this machine."""
+    from tests.kafka_cluster import ApacheKafka, KafkaUnavailable
+
+    cluster = ApacheKafka(brokers, tmp_path_factory.mktemp(f"apache-{brokers}"))
+    try:
+        cluster.start()
+    except KafkaUnavailable as reason:
+        pytest.skip(str(reason))
+    try:
+        yield cluster
+    finally:
+        cluster.stop()

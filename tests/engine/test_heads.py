@@ -1,0 +1,105 @@
+"""From evidence to a decision: the arithmetic, its edges, and doubt about the image itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.familiarity import pixel_statistics, unfamiliar
+from engine.heads import decide, sigmoid, stack
+from engine.prediction import OperatingPoint
+from tests.bundles import pictures, small_head
+
+BAND = OperatingPoint(0.5, (0.3, 0.6))
+NO_BAND = OperatingPoint(0.5, (0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("probability", "point", "decision"),
+    [
+        (0.0, BAND, "pass"),
+        (0.299999, BAND, "pass"),
+        (0.3, BAND, "review"),
+        (0.599999, BAND, "review"),
+        (0.6, BAND, "fail"),
+        (1.0, BAND, "fail"),
+        (0.499999, NO_BAND, "pass"),
+        (0.5, NO_BAND, "fail"),
+    ],
+)
+def test_decision_at_each_edge(probability: float, point: OperatingPoint, decision: str) -> None:
+    prediction = decide(probability, point, None)
+    assert prediction.decision == decision
+    assert prediction.reasons == (("band",) if decision == "review" else ())
+
+
+@given(st.floats(0, 1))
+def test_doubt_about_the_image_never_passes(probability: float) -> None:
+    prediction = decide(probability, BAND, "camera")
+    assert prediction.decision == "review"
+    assert prediction.reasons == ("camera",)
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_sigmoid_is_a_probability_for_any_number(logit: float) -> None:
+    value = sigmoid(logit)
+    assert 0.0 <= value <= 1.0
+    if math.isnan(logit):
+        assert value == 1.0
+
+
+def test_probability_is_the_written_formula() -> None:
+    head = small_head()
+    pooled = np.random.default_rng(5).normal(size=head.pooled_weights.size).astype(np.float32)
+    score = float(pooled.astype(np.float64) @ head.pooled_weights.astype(np.float64)) + head.pooled_bias
+    expected = 1 / (1 + math.exp(-(1.0 * 0.8 + 0.7 * score + 0.1)))
+    assert head.probability(0.8, pooled) == pytest.approx(expected, abs=2e-6)
+    assert round(head.probability(0.8, pooled), 6) == head.probability(0.8, pooled)
+
+
+def test_black_white_and_flat_images_are_the_cameras_fault() -> None:
+    head = small_head()
+    pooled = np.zeros(head.pooled_weights.size, np.float32)
+    for value in (0, 255, 90):
+        flat = np.full((64, 64, 3), value, np.uint8)
+        assert unfamiliar(flat, pooled, head.pixels, head.features) == "camera"
+    assert unfamiliar(pictures(1)[0], pooled, head.pixels, head.features) is None
+
+
+def test_blur_lowers_detail_and_not_contrast() -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    smooth = np.repeat(np.repeat(ramp[None, :, None], 64, axis=0), 3, axis=2)
+    contrast, detail = pixel_statistics(smooth)
+    assert contrast > 50
+    assert detail < 5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_features_that_are_no_numbers_are_unfamiliar(value: float) -> None:
+    head = small_head(limit=3.0)
+    pooled = np.full(head.pooled_weights.size, value, np.float32)
+    with np.errstate(all="ignore"):
+        assert unfamiliar(pictures(1)[0], pooled, head.pixels, head.features) == "out_of_distribution"
+
+
+def test_distance_grows_outside_the_known_directions_too() -> None:
+    head = small_head(limit=3.0)
+    inside, outside = np.zeros((2, head.pooled_weights.size), np.float32)
+    inside[0], outside[100] = 10.0, 1000.0
+    assert head.features.distance(inside) > 3
+    assert head.features.distance(outside) > 3
+    assert head.features.distance(np.zeros_like(inside)) == 0
+
+
+def test_heads_stack_into_columns() -> None:
+    one, two = small_head(0), replace(small_head(1), evidence_bias=0.75)
+    weights, biases = stack([one, two])
+    assert weights.shape == (256, 2)
+    assert weights.flags.c_contiguous
+    np.testing.assert_array_equal(weights[:, 1], two.evidence_weights)
+    np.testing.assert_array_equal(biases, np.array([0.25, 0.75], np.float32))

@@ -1,0 +1,381 @@
+"""The consumer on real brokers, with an engine that costs nothing: delivery, order, stopping, a broker that goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import cv2
+import numpy as np
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from consumer.app import serve
+from consumer.broker import EmbeddedBroker
+from consumer.config import Settings
+from consumer.errors import BrokerError, TopicError
+from consumer.memory_io import BrightnessJudge
+from consumer.topics import ensure_topics, producer_limits
+from consumer.wire import parse_verdict
+from engine.preprocess import preprocess
+from engine.specs import ImageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from consumer.pipeline import Pipeline
+
+pytestmark = pytest.mark.kafka
+
+SPEC = ImageSpec(64, 64, max_pixels=10_000_000)
+STATIONS = ("press-1", "press-2", "weld", "Prüfplatz 4", "paint")
+PATIENCE_S = 60.0
+
+
+def jpeg(tone: int) -> bytes:
+    """A grey JPEG."""
+    encoded, data = cv2.imencode(".jpg", np.full((120, 160, 3), tone, np.uint8))
+    assert encoded
+    return data.tobytes()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that has to happen."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never happened"
+        time.sleep(0.02)
+
+
+class Line:
+    """Topics of its own on a broker, a camera's producer, and a reader of what comes out."""
+
+    def __init__(self, bootstrap_servers: str, partitions: int = 3) -> None:
+        """Make the topics."""
+        mark = uuid4().hex[:8]
+        self.settings = Settings(
+            bundle="not-looked-at",
+            bootstrap_servers=bootstrap_servers,
+            group=f"group-{mark}",
+            frames_topic=f"frames-{mark}",
+            verdicts_topic=f"verdicts-{mark}",
+            dead_topic=f"dead-{mark}",
+            batch_size=6,
+            http_port=0,
+            session_timeout_s=6.0,
+            idle_exit_s=1.0,
+        )
+        ensure_topics(
+            bootstrap_servers,
+            partitions=partitions,
+            replication=1,
+            frames=self.settings.frames_topic,
+            verdicts=self.settings.verdicts_topic,
+            dead=self.settings.dead_topic,
+        )
+        self.producer = KafkaProducer(bootstrap_servers=bootstrap_servers, **producer_limits())
+        self.sent = 0
+
+    def send(self, station: str | None, payload: bytes | None) -> None:
+        """Send one frame as a plain camera does: key and bytes."""
+        key = None if station is None else station.encode()
+        self.producer.send(self.settings.frames_topic, b"" if key is None and payload is None else payload, key=key)
+        self.sent += 1
+
+    def send_mixed(self, frames: int) -> None:
+        """Frames of all stations, one in seven of them bad in its own way."""
+        bad = (b"", b"not an image", jpeg(10)[:100], None)
+        for number in range(frames):
+            payload = bad[number // 7 % 4] if number % 7 == 6 else jpeg(number % 250)
+            self.send(STATIONS[number % len(STATIONS)], payload)
+        self.producer.flush(30)
+
+    def read(self, topic: str, count: int, settle_s: float = 1.0) -> list[Any]:
+        """Records of a topic: `count` of them, and whatever comes within `settle_s` after them."""
+        reader = KafkaConsumer(
+            bootstrap_servers=self.settings.bootstrap_servers,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+        )
+        try:
+            reader.assign([TopicPartition(topic, number) for number in reader.partitions_for_topic(topic)])
+            records: list[Any] = []
+            end_s = time.monotonic() + PATIENCE_S
+            while time.monotonic() < end_s:
+                before = len(records)
+                for batch in reader.poll(timeout_ms=int(settle_s * 1000)).values():
+                    records += batch
+                if len(records) >= count and len(records) == before:
+                    break
+            return records
+        finally:
+            reader.close()
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Every verdict, as a program behind the topic reads them."""
+        records = self.read(self.settings.verdicts_topic, self.sent)
+        found = [parse_verdict(record.value) for record in records]
+        for record, verdict in zip(records, found, strict=True):
+            assert record.key.decode() == verdict["station"]
+        return found
+
+    def serve(self, **changes: Any) -> None:
+        """Run the consumer here, until it ends."""
+        serve(settings(self.settings, **changes), BrightnessJudge(SPEC, partial(preprocess, spec=SPEC)))
+
+    def close(self) -> None:
+        """Close the camera."""
+        self.producer.close(timeout=5)
+
+
+def settings(base: Settings, **changes: Any) -> Settings:
+    """The same settings, changed."""
+    from dataclasses import replace
+
+    return replace(base, **changes)
+
+
+@pytest.fixture
+def line(broker: Any) -> Iterator[Line]:
+    """A line on each broker there is."""
+    line = Line(broker.bootstrap_servers)
+    yield line
+    line.close()
+
+
+def assert_in_order(verdicts: list[dict[str, Any]]) -> None:
+    """Per station, and per partition of the frames, verdicts stand in the order of the frames."""
+    lines: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for verdict in verdicts:
+        lines[verdict["station"], verdict["source"]["partition"]].append(verdict["source"]["offset"])
+    for offsets in lines.values():
+        assert offsets == sorted(offsets)
+
+
+def test_each_frame_has_one_verdict_in_order_whatever_it_is(line: Line) -> None:
+    line.send_mixed(210)
+    line.send(None, jpeg(20))
+    line.send(None, None)
+    line.send("large", noise := noisy_png(2000))
+    line.send("too many pixels", noisy_png(10, sides=(4000, 4000)))
+    line.producer.flush(30)
+    assert len(noise) > 2**20, "above Kafka's own limit"
+    line.serve()
+    verdicts = line.verdicts()
+    assert len(verdicts) == line.sent == 214
+    assert len({verdict["verdict_id"] for verdict in verdicts}) == 214
+    assert_in_order(verdicts)
+    causes = [verdict["cause"] for verdict in verdicts if verdict["decision"] == "none"]
+    assert sorted(set(causes)) == ["oversize", "undecodable"]
+    assert causes.count("oversize") == 1
+    assert len(causes) == 30 + 2
+    by_station = {verdict["station"]: verdict for verdict in verdicts}
+    assert by_station["large"]["decision"] in {"pass", "fail", "review"}
+    assert {v["decision"] for v in verdicts if v["station"] == "unknown"} == {"pass", "none"}
+    assert all(v["latency_ms"]["total"] >= 0 for v in verdicts)
+    letters = [json.loads(record.value) for record in line.read(line.settings.dead_topic, len(causes))]
+    assert sorted(letter["verdict_id"] for letter in letters) == sorted(
+        verdict["verdict_id"] for verdict in verdicts if verdict["decision"] == "none"
+    )
+
+
+def noisy_png(side: int, sides: tuple[int, int] | None = None) -> bytes:
+    """A PNG that does not compress, or a plain one of other sides."""
+    if sides is not None:
+        image = np.zeros((*sides, 3), np.uint8)
+    else:
+        image = np.random.default_rng(1).integers(0, 255, (side, side), np.uint8)
+    encoded, data = cv2.imencode(".png", image)
+    assert encoded
+    return data.tobytes()
+
+
+def test_a_stop_in_the_middle_loses_and_doubles_nothing(line: Line) -> None:
+    line.send_mixed(400)
+    judge = BrightnessJudge(SPEC, partial(preprocess, spec=SPEC))
+    answered = 0
+
+    def slow_then_stop(payload: bytes) -> Any:
+        nonlocal answered
+        answered += 1
+        if answered == 100:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return preprocess(payload, SPEC)
+
+    serve(settings(line.settings, idle_exit_s=None), BrightnessJudge(SPEC, slow_then_stop))
+    first = len(line.read(line.settings.verdicts_topic, 100))
+    assert 100 <= first < 400, "it was to stop on the way"
+    serve(line.settings, judge)
+    verdicts = line.verdicts()
+    assert len(verdicts) == 400, "a clean stop commits all that it answered"
+    assert len({verdict["verdict_id"] for verdict in verdicts}) == 400
+    assert_in_order(verdicts)
+
+
+def test_giving_up_loses_nothing_and_a_frame_judged_again_keeps_its_id(line: Line) -> None:
+    line.send_mixed(200)
+    answered = 0
+
+    def stop_twice(payload: bytes) -> Any:
+        nonlocal answered
+        answered += 1
+        if answered == 60:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return preprocess(payload, SPEC)
+
+    # Whether anything was left in hand when the second signal came is up to the machine.
+    with contextlib_suppress_work_error():
+        serve(settings(line.settings, idle_exit_s=None), BrightnessJudge(SPEC, stop_twice))
+    line.serve()
+    verdicts = line.verdicts()
+    places = {(v["source"]["partition"], v["source"]["offset"]) for v in verdicts}
+    assert len(places) == 200
+    assert len({verdict["verdict_id"] for verdict in verdicts}) == 200
+
+
+@contextmanager
+def contextlib_suppress_work_error() -> Iterator[None]:
+    """A run that may end with frames unanswered."""
+    from engine.errors import WorkError
+
+    try:
+        yield
+    except WorkError as error:
+        assert "judge" in str(error)
+
+
+def test_a_second_consumer_joins_and_leaves_and_nothing_is_lost(line: Line) -> None:
+    line.send_mixed(150)
+    pipelines: list[Pipeline] = []
+    failures: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            serve(
+                settings(line.settings, idle_exit_s=None, http_port=None),
+                BrightnessJudge(SPEC, partial(preprocess, spec=SPEC)),
+                on_ready=lambda pipeline, _: pipelines.append(pipeline),
+            )
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            failures.append(error)
+
+    thread = threading.Thread(target=second)
+    pulse = threading.Thread(
+        target=lambda: (time.sleep(0.5), [line.send_mixed(50) or time.sleep(0.3) for _ in range(20)])
+    )
+    thread.start()
+    pulse.start()
+
+    def leave() -> None:
+        pulse.join()
+        pipelines[0].stop()
+
+    leaver = threading.Thread(target=leave)
+    leaver.start()
+    line.serve(idle_exit_s=10.0)
+    for each in (thread, pulse, leaver):
+        each.join(30)
+    assert failures == []
+    verdicts = line.verdicts()
+    places = {(v["source"]["partition"], v["source"]["offset"]) for v in verdicts}
+    assert len(places) == line.sent == 1150
+    assert len({verdict["verdict_id"] for verdict in verdicts}) == line.sent
+
+
+def test_a_broker_that_is_not_there_is_an_error_soon(line: Line) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(BrokerError, match="127.0.0.1:9 "):
+        line.serve(bootstrap_servers="127.0.0.1:9")
+    assert time.monotonic() - began_s < 15
+
+
+@pytest.mark.parametrize("topic", ["frames_topic", "verdicts_topic"])
+def test_a_topic_that_is_not_there_is_an_error_and_is_not_made(line: Line, topic: str) -> None:
+    for _ in range(2):
+        with pytest.raises(TopicError, match="no-such-topic"):
+            line.serve(**{topic: "no-such-topic"})
+
+
+def test_without_a_topic_for_dead_letters_verdicts_go_on(line: Line) -> None:
+    line.send_mixed(70)
+    line.serve(dead_topic=f"nowhere-{uuid4().hex[:8]}")
+    assert len(line.verdicts()) == 70
+
+
+def status(url: str) -> int:
+    """The status of one GET."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own address
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_broker_that_goes_away_is_waited_for() -> None:
+    broker = EmbeddedBroker()
+    broker.start()
+    line = Line(broker.bootstrap_servers)
+    seen: dict[str, Any] = {}
+
+    def watch(pipeline: Pipeline, address: str | None) -> None:
+        seen["pipeline"], seen["address"] = pipeline, address
+        guide.start()
+
+    def lead() -> None:
+        try:
+            address = seen["address"]
+            until(lambda: status(f"{address}/ready") == 200)
+            line.send_mixed(20)
+            until(
+                lambda: (
+                    "framegate_commits_total 1" in metrics(address) or "framegate_commits_total 2" in metrics(address)
+                )
+            )
+            broker.stop()
+            until(lambda: status(f"{address}/ready") == 503)
+            seen["live"] = status(f"{address}/live")
+            broker.start()
+            ensure_topics(
+                broker.bootstrap_servers,
+                partitions=3,
+                replication=1,
+                frames=line.settings.frames_topic,
+                verdicts=line.settings.verdicts_topic,
+                dead=line.settings.dead_topic,
+            )
+            until(lambda: status(f"{address}/ready") == 200)
+            seen["back"] = True
+        finally:
+            seen["pipeline"].stop()
+
+    guide = threading.Thread(target=lead)
+    try:
+        serve(
+            settings(line.settings, idle_exit_s=None, drain_s=5.0),
+            BrightnessJudge(SPEC, partial(preprocess, spec=SPEC)),
+            on_ready=watch,
+        )
+        guide.join()
+        assert seen["live"] == 200
+        assert seen["back"]
+    finally:
+        line.close()
+        broker.stop()
+
+
+def metrics(address: str) -> str:
+    """The metrics as Prometheus reads them."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:  # noqa: S310 - our own address
+        text: str = answer.read().decode()
+        return text
