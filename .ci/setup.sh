@@ -173,16 +173,24 @@ java_is_new_enough() {
     [ -n "$major" ] && [ "$major" -ge "$oldest_java" ]
 }
 
+# The newest Java that this distribution can install. (`apt-cache show` also knows names that nothing provides.)
+java_package() {
+    local package
+    for package in openjdk-25-jre-headless openjdk-21-jre-headless openjdk-17-jre-headless; do
+        if LC_ALL=C apt-cache policy "$package" 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+            echo "$package"
+            return
+        fi
+    done
+    return 1
+}
+
 install_java_and_maven() {
-    local missing=() candidate
+    local missing=() java
     if ! java_is_new_enough; then
-        [ -n "$(apt-cache pkgnames openjdk- 2>/dev/null | head -n 1)" ] || apt-get update -q >/dev/null 2>&1 || true
-        for candidate in openjdk-25-jre-headless openjdk-21-jre-headless openjdk-17-jre-headless; do
-            if apt-cache show "$candidate" >/dev/null 2>&1; then
-                missing+=("$candidate")
-                break
-            fi
-        done
+        java=$(java_package) || { apt-get update -q >/dev/null 2>&1 </dev/null || true; }
+        java=${java:-$(java_package)} || return
+        missing+=("$java")
     fi
     command -v mvn >/dev/null || missing+=(maven)
     apt_install "${missing[@]}"

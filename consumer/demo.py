@@ -216,7 +216,8 @@ class _Demo:
                         return tally, truth
                     if now_s > deadline_s:
                         count, patience = len(tally.missing(truth)), f"{_LAST_VERDICT_TIMEOUT_S:.0f} s"
-                        msg = f"{count} of {len(truth)} frames have no verdict after {patience}; see {self._folder / 'logs'}"
+                        logs = self._folder / "logs"
+                        msg = f"{count} of {len(truth)} frames have no verdict after {patience}; see {logs}"
                         raise ChildError(msg)
 
     def _by_station(self, pictures: list[Picture]) -> dict[str, Truth]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -98,9 +99,9 @@ def take(member: KafkaConsumer, count: int) -> list[ConsumerRecord]:
     return taken
 
 
-def image(size: int, seed: int = 0) -> bytes:
-    """Bytes that no compression and no lucky repetition helps with."""
-    return b"".join((crc32c.crc32c(index.to_bytes(8, "big"), seed)).to_bytes(4, "big") for index in range(size // 4))
+def image(size: int) -> bytes:
+    """Bytes that no compression helps with."""
+    return random.Random(0).randbytes(size)
 
 
 def test_checksums_are_not_computed_in_python() -> None:
