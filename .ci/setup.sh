@@ -130,7 +130,7 @@ is_the_python_asked_for() {
 venv_is_sound() {
     [ ! -e "$venv/.incomplete" ] && python_fits "$venv/bin/python" &&
         "$venv/bin/python" -m pip --version >/dev/null 2>&1 && is_the_python_asked_for &&
-        head -n 2 "$venv/bin/pip" | grep -qF "$root/$venv/bin/python"
+        grep -qF "$root/$venv/bin/python" "$venv/bin/pip"
 }
 
 pip_install() {
@@ -177,7 +177,8 @@ java_is_new_enough() {
 java_package() {
     local package
     for package in openjdk-25-jre-headless openjdk-21-jre-headless openjdk-17-jre-headless; do
-        if LC_ALL=C apt-cache policy "$package" 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+        # No `grep -q`: it stops reading, and pipefail then counts apt-cache's broken pipe as a failure.
+        if LC_ALL=C apt-cache policy "$package" 2>/dev/null | grep 'Candidate: [0-9]' >/dev/null; then
             echo "$package"
             return
         fi

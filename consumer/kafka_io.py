@@ -234,10 +234,12 @@ class KafkaSource:
         return behind
 
     def ready(self) -> bool:
-        """See `Source`. A lost broker shows when the session runs out, or sooner where a commit fails."""
+        """See `Source`. A lost broker shows with the first heartbeat that fails, or with a commit."""
         if self._closed or not self._answering:
             return False
-        return bool(self._consumer.group_metadata().state == MemberState.STABLE)
+        # The group's state alone stays as it was while the broker is away, and the client tells nothing else in public.
+        known = self._consumer._coordinator.coordinator_id is not None  # noqa: SLF001 - see above
+        return known and self._consumer.group_metadata().state == MemberState.STABLE
 
     def close(self, timeout_s: float) -> None:
         """See `Source`."""

@@ -43,6 +43,9 @@ CONTENT_TYPES = {
 
 UNKNOWN_CONTENT_TYPE = "application/octet-stream"
 
+_LONGEST_SLEEP_S = 0.1
+"""How late a signal may be noticed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -313,7 +316,7 @@ def run_camera(
         for index, (station, source) in enumerate(settings.streams)
     }
     with ExitStack() as stack:
-        stack.enter_context(_stopped_by_signals(stopping))
+        signalled = stack.enter_context(_signals())
         write_line = stack.enter_context(_manifest(settings.sent_path))
 
         def note(frame: SentFrame) -> None:
@@ -334,8 +337,8 @@ def run_camera(
             producer,
             rate_hz=settings.rate_hz,
             count=settings.count,
-            sleep=stopping.wait,
-            stop=stopping.is_set,
+            sleep=lambda seconds: stopping.wait(min(seconds, _LONGEST_SLEEP_S)),
+            stop=lambda: bool(signalled) or stopping.is_set(),
             on_sent=note,
         )
 
@@ -434,14 +437,22 @@ def _manifest(path: Path | None) -> Iterator[Callable[[SentFrame], None]]:
 
 
 @contextmanager
-def _stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set the event meanwhile; only the main thread may ask for that."""
+def _signals() -> Iterator[list[int]]:
+    """The SIGTERM and SIGINT that came meanwhile; only the main thread may ask for that.
+
+    The handler appends to a list and touches no lock: it runs on the thread it interrupts, which may hold the lock of
+    the very event that it would set.
+    """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda got, _stack: came.append(got))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -120,7 +120,11 @@ class ClusterState:
 
 
 def producer_limits(max_message_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, int]:
-    """KafkaProducer settings under which a record of this size leaves."""
+    """KafkaProducer settings under which a record of this size leaves.
+
+    Never give more than the topic's `max.message.bytes`: a record that the producer refuses is that frame's error, and
+    one that the topic refuses ends kafka-python's idempotent producer, whose every later send then fails.
+    """
     return {"max_request_size": max_message_bytes}
 
 

@@ -336,7 +336,8 @@ def _sees(node: _Node, brokers: int) -> bool:
 
 def _copy_dependencies(maven: str, target: Path) -> None:
     """Let Maven put the jars of the pom into a folder."""
-    command = [maven, "-B", "-q", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={target}"]
+    command = [maven, "-B", "-q", "-Dstyle.color=never", "-f", str(POM)]
+    command += ["dependency:copy-dependencies", f"-DoutputDirectory={target}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FETCH_TIMEOUT_S)
     except subprocess.TimeoutExpired:

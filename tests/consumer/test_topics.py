@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import socket
 import threading
 import time
@@ -183,14 +182,12 @@ def test_a_listener_that_says_nothing_is_given_up(silent_port: int) -> None:
     assert threading.active_count() == threads
 
 
-# kafka-python drops the sockets of unfinished handshakes and connects without closing them.
-@pytest.mark.filterwarnings("ignore:unclosed .*socket:ResourceWarning")
+@pytest.mark.usefixtures("dropped_sockets")
 def test_a_tls_handshake_that_is_never_answered_is_given_up(silent_port: int) -> None:
     began_s = time.monotonic()
     with pytest.raises(BrokerError, match="security settings"):
         check_topics(f"127.0.0.1:{silent_port}", [], client={"security_protocol": "SSL"}, timeout_s=1.0)
     assert time.monotonic() - began_s < 6
-    gc.collect()  # here, where its warning is expected, and not in another test
 
 
 def test_an_unknown_client_setting_is_named(embedded_broker: RunningBroker) -> None:

@@ -8,24 +8,23 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from consumer.broker import is_embedded
 from consumer.clock import SystemClock
 from consumer.events import EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
 from consumer.kafka_io import Connection, KafkaSink, KafkaSource
 from consumer.memory_io import MemoryLog, MemorySink, MemorySource
 from consumer.tenure import Partition
-from consumer.topics import check_topics, ensure_topics, producer_limits
+from consumer.topics import ensure_topics, producer_limits
 from consumer.wire import frame_from_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from consumer.ports import Fetched, Sink, Source, TenureChange
+    from tests.kafka_cluster import RunningBroker
 
 PATIENCE_S = 40.0
 
@@ -86,9 +85,9 @@ class MemoryWorld:
 class KafkaWorld:
     """The world on a broker, with topics and a group of its own."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
-        """Make the topics."""
-        mark = uuid4().hex[:8]
+    def __init__(self, broker: RunningBroker, mark: str) -> None:
+        """Make the topics; `mark` is what no other test has."""
+        bootstrap_servers = broker.bootstrap_servers
         self.topic, self.verdicts, self.group = f"frames-{mark}", f"verdicts-{mark}", f"group-{mark}"
         self._connection = Connection(bootstrap_servers)
         ensure_topics(
@@ -99,7 +98,7 @@ class KafkaWorld:
             verdicts=self.verdicts,
             dead=f"dead-{mark}",
         )
-        self.embedded = is_embedded(check_topics(bootstrap_servers, []).cluster_id)
+        self._session_s = 2.0 if broker.kind == "embedded" else 6.0
         self._clock = SystemClock()
         self._producer = KafkaProducer(bootstrap_servers=bootstrap_servers, **producer_limits())
         self._open: list[Any] = []
@@ -117,7 +116,7 @@ class KafkaWorld:
             group=self.group,
             topic=self.topic,
             clock=self._clock,
-            session_timeout_s=2.0 if self.embedded else 6.0,
+            session_timeout_s=self._session_s,
         )
         self._open.append(source)
         return source
@@ -321,13 +320,12 @@ class TestMemory(SourceContract, SinkContract):
         return MemoryWorld()
 
 
-@pytest.mark.kafka
 class TestKafka(SourceContract, SinkContract):
     """On each broker there is."""
 
     @pytest.fixture
-    def world(self, broker: Any) -> Iterator[KafkaWorld]:
-        world = KafkaWorld(broker.bootstrap_servers)
+    def world(self, broker: RunningBroker, unique: str) -> Iterator[KafkaWorld]:
+        world = KafkaWorld(broker, unique)
         yield world
         world.close()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import crc32c
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import MessageSizeTooLargeError
 from kafka.record import util as record_util
 
 from consumer.broker import HEARTBEAT_INTERVAL_MS, SESSION_TIMEOUT_MS, is_embedded
@@ -60,7 +61,7 @@ def join(broker: RunningBroker) -> Iterator[Callable[[str, str], KafkaConsumer]]
         member.close(autocommit=False, timeout_ms=3000)
 
 
-def make_topics(servers: str, unique: str, *, replication: int) -> str:
+def make_topics(servers: str, unique: str, *, replication: int, max_message_bytes: int = MAX_MESSAGE_BYTES) -> str:
     frames = f"frames-{unique}"
     ensure_topics(
         servers,
@@ -69,6 +70,7 @@ def make_topics(servers: str, unique: str, *, replication: int) -> str:
         frames=frames,
         verdicts=f"verdicts-{unique}",
         dead=f"frames.dead-{unique}",
+        max_message_bytes=max_message_bytes,
     )
     return frames
 
@@ -133,23 +135,13 @@ def test_the_identity_of_a_topic_stays(broker: RunningBroker, frames: str, uniqu
     assert other.topic_id != first.topic_id
 
 
-@pytest.mark.apache
 def test_a_topic_for_smaller_frames_is_refused(apache_kafka: RunningBroker, unique: str) -> None:
     servers = apache_kafka.bootstrap_servers
-    frames = make_topics(servers, unique, replication=1)
+    make_topics(servers, unique, replication=1)
     with pytest.raises(TopicError, match=rf"takes records up to {MAX_MESSAGE_BYTES} bytes.*kafka-configs\.sh"):
-        ensure_topics(
-            servers,
-            partitions=PARTITIONS,
-            replication=1,
-            frames=frames,
-            verdicts=f"verdicts-{unique}",
-            dead=f"frames.dead-{unique}",
-            max_message_bytes=MAX_MESSAGE_BYTES + 1,
-        )
+        make_topics(servers, unique, replication=1, max_message_bytes=MAX_MESSAGE_BYTES + 1)
 
 
-@pytest.mark.apache
 def test_more_copies_than_brokers_are_refused(apache_kafka: RunningBroker, unique: str) -> None:
     with pytest.raises(TopicError, match=rf"`frames-{unique}` could not be made with 4 partitions and 7 copies"):
         make_topics(apache_kafka.bootstrap_servers, unique, replication=7)
@@ -165,6 +157,30 @@ def test_large_frames_pass_unchanged(
     (record,) = take(join(frames, f"group-{unique}"), 1)
     assert record.value == sent
     assert (record.key, record.headers, record.timestamp) == (b"station-1", headers, 1_700_000_000_123)
+
+
+def test_what_the_producer_lets_out_the_topic_takes(apache_kafka: RunningBroker, unique: str) -> None:
+    servers, limit = apache_kafka.bootstrap_servers, 200_000
+    frames = make_topics(servers, unique, replication=1, max_message_bytes=limit)
+    headers = [("ce_id", b"frame-1")]
+    with KafkaProducer(bootstrap_servers=servers, **producer_limits(limit)) as producer:
+        overhead = producer._estimate_size_in_bytes(b"station-1", image(limit), headers) - limit
+        with pytest.raises(MessageSizeTooLargeError):
+            producer.send(frames, image(limit - overhead + 1), key=b"station-1", headers=headers)
+        producer.send(frames, image(limit - overhead), key=b"station-1", headers=headers).get(WAIT_S)
+
+
+def test_an_idempotent_producer_is_dead_once_a_topic_has_refused_a_record(
+    apache_kafka: RunningBroker, unique: str
+) -> None:
+    """Why `producer_limits` and the topic's limit are one number; a kafka-python that does better ends this test."""
+    servers = apache_kafka.bootstrap_servers
+    frames = make_topics(servers, unique, replication=1, max_message_bytes=100_000)
+    with KafkaProducer(bootstrap_servers=servers, **producer_limits()) as producer:
+        producer.send(frames, b"image", partition=0).get(WAIT_S)
+        for value in (image(200_000), b"image"):
+            with pytest.raises(MessageSizeTooLargeError):
+                producer.send(frames, value, partition=0).get(WAIT_S)
 
 
 def test_a_null_image_and_a_null_key_arrive_as_none(
@@ -218,11 +234,8 @@ def test_the_next_member_goes_on_where_the_last_one_committed(
     assert second.committed(partition, timeout_ms=5000) == 4
 
 
-# kafka-python drops the socket of a refused connection without closing it; the killed broker refuses some.
-@pytest.mark.filterwarnings("ignore:unclosed .*socket:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.apache
 @pytest.mark.slow
+@pytest.mark.usefixtures("dropped_sockets")
 def test_three_brokers_go_on_when_one_is_killed(apache_kafka_3: ApacheKafka, unique: str) -> None:
     servers = apache_kafka_3.bootstrap_servers
     frames = make_topics(servers, unique, replication=3)

@@ -134,11 +134,8 @@ def test_a_defect_changes_a_small_region_of_its_twin_and_an_obvious_one_more(cam
             for difficulty in ("obvious", "hard"):
                 difference = np.abs(line_camera.picture(0, Defect(kind, difficulty)) - twin).max(axis=2)
                 assert difference.max() >= 12, (station, kind, difficulty)
-                assert (difference > 0).mean() < (0.06 if difficulty == "obvious" else 0.02), (
-                    station,
-                    kind,
-                    difficulty,
-                )
+                share = (difference > 0).mean()
+                assert share < (0.06 if difficulty == "obvious" else 0.02), (station, kind, difficulty)
                 change.setdefault((kind, difficulty), []).append(float(difference.sum()))
     for kind in {kind for kind, _ in change}:
         assert np.mean(change[kind, "obvious"]) > 1.4 * np.mean(change[kind, "hard"]), kind

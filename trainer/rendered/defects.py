@@ -112,7 +112,7 @@ def _dent(surface: Surface, part: Part, rng: np.random.Generator, difficulty: st
 
 
 _BURNT = (40, 52, 70)
-_HOLE_BURNT = {"obvious": 0.85, "medium": 0.75, "hard": 0.6}
+_HOLE_BURNT = {"obvious": 0.92, "medium": 0.84, "hard": 0.66}
 _HOLE_LEFT = {"obvious": (0.0, 0.0), "medium": (0.38, 0.5), "hard": (0.66, 0.75)}
 
 
@@ -145,24 +145,36 @@ def _missing_hole(surface: Surface, part: Part, rng: np.random.Generator, diffic
 
 _STAIN_RADIUS_PX = {"obvious": (46, 66), "medium": (33, 43), "hard": (23, 31)}
 _STAIN_COVER = {"obvious": (0.72, 0.84), "medium": (0.62, 0.72), "hard": (0.48, 0.58)}
-_STAIN_BGR = ((22, 32, 46), (28, 46, 72))
+_STAIN_DROPS = {"obvious": 12, "medium": 8, "hard": 5}
+_STAIN_BGR = ((14, 22, 34), (18, 40, 76))
 """Old oil and rust."""
 
 
 def _stain(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:
-    """A ragged film with a darker drying edge."""
+    """A ragged film with a darker drying edge, grainy inside, and drops that splashed beside it."""
     x_px, y_px = site(rng, part)
-    window = surface.window(x_px, y_px, _between(rng, _STAIN_RADIUS_PX, difficulty))
-    shape = (window.y1 - window.y0, window.x1 - window.x0)
-    film = blob(rng, shape, 0.16)
-    edge = np.clip(film - plane(cv2.GaussianBlur(film, (0, 0), max(1.2, shape[0] / 22))), 0, 1)
-    cover = _between(rng, _STAIN_COVER, difficulty)
-    on_part = surface.solid[window.rows]
-    surface.paint(
-        window,
-        plane(np.clip(cover * (film * 0.8 + edge * 0.9), 0, 0.92) * on_part),
-        _STAIN_BGR[rng.integers(len(_STAIN_BGR))],
-    )
+    radius = _between(rng, _STAIN_RADIUS_PX, difficulty)
+    window = surface.window(x_px, y_px, 1.5 * radius)
+    size = (window.x1 - window.x0, window.y1 - window.y0)
+    inner = surface.window(x_px, y_px, radius)
+    film = np.zeros((size[1], size[0]), np.float32)
+    top, left = inner.y0 - window.y0, inner.x0 - window.x0
+    shape = (inner.y1 - inner.y0, inner.x1 - inner.x0)
+    film[top : top + shape[0], left : left + shape[1]] = blob(rng, shape, 0.16)
+    x, y = window.grid(x_px, y_px)
+    for _ in range(_STAIN_DROPS[difficulty]):
+        angle, away, drop = (
+            rng.uniform(0, 2 * math.pi),
+            radius * rng.uniform(0.75, 1.3),
+            rng.uniform(1.5, 1.5 + radius / 12),
+        )
+        apart = np.hypot(x - np.float32(away * math.cos(angle)), y - np.float32(away * math.sin(angle)))
+        film = np.maximum(film, np.clip(drop + 0.5 - apart, 0, 1))
+    edge = np.clip(film - plane(cv2.GaussianBlur(film, (0, 0), max(1.2, radius / 11))), 0, 1)
+    grain = plane(cv2.GaussianBlur(white(rng, size), (0, 0), 1.1)) * 3.5
+    cover = _between(rng, _STAIN_COVER, difficulty) * (film * (0.82 + 0.16 * grain) + edge * 0.9)
+    cover = plane(np.clip(cover, 0, 0.92)) * surface.solid[window.rows]
+    surface.paint(window, cover, _STAIN_BGR[rng.integers(len(_STAIN_BGR))])
 
 
 _CRACK_LENGTH_PX = {"obvious": (110, 180), "medium": (80, 115), "hard": (54, 76)}
@@ -194,8 +206,8 @@ def _jagged(rng: np.random.Generator, start: Path, length_px: float, heading: fl
     return np.asarray(start + np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)]))
 
 
-_BURR_LENGTH_PX = {"obvious": (44, 60), "medium": (32, 42), "hard": (24, 31)}
-_BURR_OUT_PX = {"obvious": (15, 20), "medium": (11, 14), "hard": (8, 10.5)}
+_BURR_LENGTH_PX = {"obvious": (46, 60), "medium": (34, 44), "hard": (24, 31)}
+_BURR_OUT_PX = {"obvious": (16, 20), "medium": (12, 15), "hard": (8, 10.5)}
 
 
 def _burr(surface: Surface, part: Part, rng: np.random.Generator, difficulty: str) -> None:

@@ -93,15 +93,15 @@ def look_of(seed: int, station: str, number: int, lot: int) -> Look:
     """The look of one lot: some 60 ms of work, shared by its pictures. `number` is the station's place in the line."""
     rng = stream(seed, Use.LOOK, number, lot)
     part, material = part_of(station), MATERIALS[station]
-    azimuth = math.radians(-128 + 4 * rng.standard_normal())
-    tilt = 0.62 + 0.02 * rng.standard_normal()
+    azimuth = math.radians(-128 + 7 * rng.standard_normal())
+    tilt = 0.62 + 0.03 * rng.standard_normal()
     light = (tilt * math.cos(azimuth), tilt * math.sin(azimuth))
     up = math.sqrt(1 - tilt * tilt)
-    finish = float(np.exp(0.07 * rng.standard_normal()))
+    finish = float(np.exp(0.10 * rng.standard_normal()))
     drilled, gloss = _shade(part.drilled.height_px, part.drilled.wall, light, up, material)
     blank, _ = _shade(part.blank.height_px, part.blank.wall, light, up, material)
     turned = _lathe(rng, part, light)
-    hue = np.exp(0.008 * rng.standard_normal(3)).astype(np.float32)
+    hue = np.exp(0.012 * rng.standard_normal(3)).astype(np.float32)
     bench = _BENCHES[station](rng, (WIDTH_PX + SLACK_PX, HEIGHT_PX + SLACK_PX))
     return Look(
         station=station,
@@ -170,8 +170,8 @@ def _lamp(rng: np.random.Generator, light: tuple[float, float]) -> npt.NDArray[n
     x, y = plane((x * 16 + 8 - WIDTH_PX) / WIDTH_PX), plane((y * 16 + 8 - HEIGHT_PX) / WIDTH_PX)
     vignette = 1 - (0.17 + 0.03 * rng.standard_normal()) * (x * x + y * y)
     slope = 0.10 + 0.03 * rng.standard_normal()
-    field = vignette * (1 + slope * (x * light[0] + y * light[1])) * math.exp(0.028 * rng.standard_normal())
-    warmth, green = 0.011 * rng.standard_normal(), 0.006 * rng.standard_normal()
+    field = vignette * (1 + slope * (x * light[0] + y * light[1])) * math.exp(0.04 * rng.standard_normal())
+    warmth, green = 0.015 * rng.standard_normal(), 0.006 * rng.standard_normal()
     gain = plane(field[..., None] * np.exp([-warmth, green, warmth]))
     return plane(cv2.resize(gain, FRAME, interpolation=cv2.INTER_CUBIC))
 

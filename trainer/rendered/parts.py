@@ -234,7 +234,7 @@ def _panel() -> Part:
     for hole in corners:
         sink = np.maximum(sink, disk(size, hole.x_px, hole.y_px, 21))
     relief = -fillet(sink, 8, 4.5)
-    ink = _legend(size, lamps)
+    ink = _legend(size)
     tint = np.ones((*outline.shape, 3), np.float32)
     tint += ink[..., None] * (np.array([1.35, 1.65, 2.25], np.float32) - 1)
     tint += (sink * (1 - ink))[..., None] * (np.array([1.1, 1.35, 1.85], np.float32) - 1)
@@ -244,8 +244,8 @@ def _panel() -> Part:
     )
 
 
-def _legend(size: Size, lamps: Sequence[Hole]) -> Plane:
-    """What is printed on the panel: a name, a rule, a frame and lamp numbers."""
+def _legend(size: Size) -> Plane:
+    """What is printed on the panel: a name, a rating, a rule and a frame round the lamps."""
     ink = np.maximum(
         lettering(size, "AXIS CONTROL", (96, 88), 0.95, 2), lettering(size, "24 V DC   4 A   IP54", (98, 116), 0.5)
     )
