@@ -29,7 +29,7 @@ RUN /opt/build/bin/hatchling build -t wheel -d /tmp/wheel \
 # --- cpu: ONNX Runtime on the processor ---
 FROM ${BASE} AS cpu
 COPY --from=builder /opt/framegate /opt/framegate
-RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/framegate framegate
+RUN useradd --uid 10001 --create-home --home-dir /var/lib/framegate framegate
 USER 10001
 WORKDIR /var/lib/framegate
 ENV PATH=/opt/framegate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -104,7 +104,7 @@ make_venv() {
     touch "$venv/.incomplete"
     if python_makes_venvs "$python"; then
         "$python" -m venv "$venv"
-    elif "$python" -m pip --version >/dev/null 2>&1 && "$python" -m pip --python "$python" --version >/dev/null 2>&1; then
+    elif "$python" -m pip --python "$(command -v "$python")" --version >/dev/null 2>&1; then
         "$python" -m venv --without-pip "$venv"
         "$python" -m pip --python "$venv/bin/python" install --quiet --require-hashes --only-binary :all: -r requirements/build.txt
     elif command -v uv >/dev/null; then

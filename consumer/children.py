@@ -1,14 +1,13 @@
 """Child processes that cannot outlive their parent, whatever becomes of it.
 
 Each child runs in a session of its own, so that a Ctrl-C in the terminal reaches the parent alone, which then ends the
-children in order. Against a parent that is killed outright, the child asks the kernel for a SIGTERM at the parent's end
-(prctl PR_SET_PDEATHSIG) before it becomes the program: by a launcher and `exec`, not by `preexec_fn`, which is unsafe
-in a process with threads. The kernel means the thread that started the child: start children on the main thread.
+children in order. Against a parent that is killed outright there is `bound_command`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -19,18 +18,36 @@ from typing import TYPE_CHECKING, Self
 from consumer.errors import ChildError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _LAUNCHER = """
-import ctypes, os, signal, sys
+import ctypes, json, os, signal, sys
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent ended before its child began")
-os.execv(sys.argv[2], sys.argv[2:])
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+parent, environment, *command = sys.argv[1:]
+if os.getppid() != int(parent):
+    sys.exit("the process that wanted this one ended before it started")
+os.execve(command[0], command, os.environ if environment == "null" else json.loads(environment))
 """
+"""1 is PR_SET_PDEATHSIG. The parent's id is compared after the call: the parent may have ended before it."""
+
 _TAIL_LINES = 12
+
+
+def bound_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
+    """A command line that runs `command` so that it does not outlive the thread that starts it.
+
+    On Linux the kernel kills it when that thread ends, however it ends; elsewhere this does nothing. The process that
+    `subprocess.Popen` reports is the command itself: the launcher becomes it by `exec`.
+
+    Args:
+        command: the program's path, not only its name, and its arguments.
+        environment: all that the program sees; None hands on the one that the launcher is started with.
+    """
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
+    given = json.dumps(None if environment is None else dict(environment))
+    return [*launcher, str(os.getpid()), given, *command]
 
 
 class Child:
@@ -40,8 +57,7 @@ class Child:
         """Start `framegate ARGUMENTS`; standard error and, without `output`, standard output go to `log`."""
         self.name = name
         self._log = log
-        command = [sys.executable, "-I", "-c", _LAUNCHER, str(os.getpid())]
-        command += [sys.executable, "-m", "framegate", *arguments]
+        command = bound_command([sys.executable, "-m", "framegate", *arguments])
         with log.open("wb") as errors, contextlib.ExitStack() as stack:
             out = stack.enter_context(output.open("wb")) if output is not None else errors
             self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell

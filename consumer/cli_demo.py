@@ -22,7 +22,7 @@ Examples:
 )
 @click.option("--fail-class", help="Which class of --data is the defect, where the names do not say it.")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="Of the rendered line, the split and the order.")
-@click.option("--train-images", default=150, type=click.IntRange(min=20), help="Images rendered of each station.")
+@click.option("--train-images", default=200, type=click.IntRange(min=20), help="Images rendered of each station.")
 @click.option(
     "--frames", default=120, type=click.IntRange(min=1), help="Frames sent by each station's camera, at most."
 )

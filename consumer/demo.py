@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 STATIONS = 4
-TRAIN_LOTS = 5
+TRAIN_LOTS = 8
 STREAM_LOTS = 3
 INPUT_SIZE = "256x192"
 PARTITIONS = 4
@@ -53,7 +53,7 @@ class DemoSettings:
     data: Path | None = None
     fail_class: str | None = None
     seed: int = 0
-    train_images: int = 150
+    train_images: int = 200
     frames: int = 120
     rate_hz: float = 8.0
     keep: Path | None = None

@@ -59,6 +59,7 @@ is lost or given up meanwhile."""
 SEND_BLOCK_S = 20.0
 """How long one send may wait for a topic that has vanished, before the consumer ends: below what liveness allows."""
 
+DEAD_LETTER_START_S = 5.0
 DEAD_LETTER_BLOCK_S = 0.1
 DEAD_LETTER_DELIVERY_S = 20.0
 DEAD_LETTER_REST_S = 30.0
@@ -366,8 +367,16 @@ class KafkaDeadLetterTopic:
         self._clock = clock
         self._rest_until_s = -1.0
         self._producer = _producer(
-            connection, delivery_timeout_s=DEAD_LETTER_DELIVERY_S, max_block_s=DEAD_LETTER_BLOCK_S
+            connection, delivery_timeout_s=DEAD_LETTER_DELIVERY_S, max_block_s=DEAD_LETTER_START_S
         )
+        try:
+            self._producer.partitions_for(topic)
+        except KafkaError as error:
+            log.warning(
+                "topic %s for dead letters cannot be used now: %s; frames get their verdicts without", topic, error
+            )
+        # Here it may take its time; from now on a topic that is missing must not keep the loop waiting.
+        self._producer.config["max_block_ms"] = int(DEAD_LETTER_BLOCK_S * 1000)
 
     def send(self, record: WireRecord) -> Any:
         """Begin to send one record.

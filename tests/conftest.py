@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.kafka_cluster import ApacheKafka, RunningBroker
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that use ONNX Runtime without the engine tell nobody anything either
+
 ROOT = Path(__file__).resolve().parent.parent
 DROPPED_SOCKET = "unclosed .*socket"
 MARK_OF_FIXTURE = {"embedded_broker": "kafka", "apache_kafka": "apache", "apache_kafka_3": "apache"}

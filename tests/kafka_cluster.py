@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from consumer.broker import bound_command
+from consumer.children import bound_command
 from consumer.errors import BrokerError
 from consumer.topics import check_topics
 

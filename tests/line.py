@@ -104,8 +104,8 @@ class Line:
         jobs = []
         for station, folder in stations.items():
             sent = self.folder / f"sent-{station}-{len(list(self.folder.iterdir()))}.jsonl"
-            basics = ["--station", station, "--frames-topic", self.frames, "--bootstrap-servers", self.bootstrap_servers]
-            options = ["--rate", str(rate_hz), "--sent", str(sent)]
+            basics = ["--frames-topic", self.frames, "--bootstrap-servers", self.bootstrap_servers]
+            options = ["--station", station, "--rate", str(rate_hz), "--sent", str(sent)]
             jobs.append((self.children.start(f"camera-{sent.stem}", ["camera", str(folder), *basics, *options]), sent))
         lines = []
         for job, sent in jobs:

@@ -38,9 +38,9 @@ Example:
     "--seed", default=0, type=click.IntRange(min=0), help="Decides the split; the same seed, the same bundle."
 )
 @click.option("--defect-rate", type=float, help="Share of defects on the line; by default the training set's own.")
-@click.option("--cost-escape", default=10.0, help="What a defect that passes costs, in any unit.")
+@click.option("--cost-escape", default=5.0, help="What a defect that passes costs, in any unit.")
 @click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
-@click.option("--cost-review", default=0.3, help="What an inspector's look costs; 0 for no review band.")
+@click.option("--cost-review", default=0.5, help="What an inspector's look costs; 0 for no review band.")
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:

@@ -25,9 +25,9 @@ class Costs:
         review: an inspector's look at one part; with 0 there is no review band.
     """
 
-    escape: float = 10.0
+    escape: float = 5.0
     false_reject: float = 1.0
-    review: float = 0.3
+    review: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse costs that cannot be."""

@@ -65,7 +65,8 @@ class PatchEvidence(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's names
         """Evidence (n,), as the serving graph computes it with `weights_` and `bias_`."""
         with _Sweep(X, self.fine) as sweep:
-            return sweep.evidence(self.weights_) + self.bias_
+            evidence: np.ndarray = sweep.evidence(self.weights_) + self.bias_
+        return evidence
 
     def predict(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's names
         """True where the evidence speaks for a defect."""
@@ -88,7 +89,8 @@ class _Objective:
 
         def slope(evidence: np.ndarray, part: slice) -> np.ndarray:
             margin = self._sign[part] * (evidence + bias)
-            return -self._weight[part] * self._sign[part] * expit(-margin)
+            pushed: np.ndarray = -self._weight[part] * self._sign[part] * expit(-margin)
+            return pushed
 
         evidence, slopes, pull = self._sweep.pull(weights, self._sharpness, slope)
         loss = float(self._weight @ np.logaddexp(0.0, -self._sign * (evidence + bias)))
@@ -148,7 +150,7 @@ class _Sweep:
             return evidence, slopes, x.reshape(-1, x.shape[2]).T @ share.reshape(-1, SUBLOCATIONS)
 
         evidence, slopes, pulls = zip(*self._pool.map(one, self._parts), strict=True)
-        total = np.sum(pulls, axis=0, dtype=np.float64)
+        total = np.add.reduce(np.stack(pulls), axis=0, dtype=np.float64)
         return np.concatenate(evidence), np.concatenate(slopes), self._gather(total)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:

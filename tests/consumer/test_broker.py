@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from consumer.broker import CLUSTER_ID, NOTICE, EmbeddedBroker, _broker_binary, bound_command, is_embedded
+from consumer.broker import CLUSTER_ID, NOTICE, EmbeddedBroker, _broker_binary, is_embedded
+from consumer.children import bound_command
 from consumer.errors import BrokerError, TopicError
 from consumer.topics import check_topics, ensure_topics
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +17,7 @@ from tests.bundles import graph, pictures, small_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from engine.backend import Backend
 
@@ -90,3 +94,12 @@ def test_it_says_what_it_is_and_closes_twice(backend: Backend) -> None:
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(InputError, match="'abacus' is not known"):
         open_backend("abacus", graph())
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """Its telemetry leaves a session file in the temporary folder as soon as it starts; with it off there is none."""
+    code = "import engine.backend_onnx, os; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+    environment = {key: value for key, value in os.environ.items() if key not in {"ORT_DISABLE_TELEMETRY", "CI"}}
+    environment |= {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -32,7 +32,9 @@ SQUARE = ImageSpec(224, 224)
 @pytest.fixture(scope="module")
 def golden(shared_data: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     folder = shared_data / "golden"
-    pictures = [cv2.imread(str(folder / f"input_{i}.png"), cv2.IMREAD_COLOR_RGB) for i in range(GOLDEN_IMAGES)]
+    pictures = [
+        np.asarray(cv2.imread(str(folder / f"input_{i}.png"), cv2.IMREAD_COLOR_RGB)) for i in range(GOLDEN_IMAGES)
+    ]
     with np.load(folder / "efficientnet_lite0.npz") as answers:
         return np.stack(pictures), dict(answers)
 
@@ -104,7 +106,7 @@ def test_evidence_does_not_overflow_where_scores_are_huge() -> None:
     spec, featurizer = ImageSpec(64, 64), FeaturizerSpec()
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     weights = np.full((featurizer.channels, 1), 1e3, np.float32)
-    feeds = {"images": images, "head_weights": weights, "head_biases": np.zeros(1, np.float32)}
+    feeds: dict[str, np.ndarray] = {"images": images, "head_weights": weights, "head_biases": np.zeros(1, np.float32)}
     served = run(build_serving_graph(featurizer, spec), feeds)
     assert np.isfinite(served["evidence"]).all()
     assert served["evidence"].max() <= served["locations"].max()

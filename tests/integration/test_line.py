@@ -161,12 +161,13 @@ def test_bad_images_each_end_as_expected_in_one_consumer_below_1_gib(
 
 def _as_expected(expect: str, verdict: dict[str, Any]) -> bool:
     cause = verdict["cause"]
-    return {
+    fits: bool = {
         "decode": cause is None,
         "reject": cause == "undecodable",
         "reject_by_limit": cause == "oversize",
         "either": cause in {None, "undecodable"},
     }[expect]
+    return fits
 
 
 def _publish(line: Line, payloads: list[tuple[str, bytes | None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -201,12 +202,10 @@ def noisy_png(side: int, sides: tuple[int, int] | None = None) -> bytes:
 
 def test_a_stop_in_the_middle_loses_and_doubles_nothing(line: Line) -> None:
     line.send_mixed(400)
-    answered = 0
+    decoded = itertools.count(1)
 
     def stop_on_the_way(payload: bytes) -> Any:
-        nonlocal answered
-        answered += 1
-        if answered == 100:
+        if next(decoded) == 100:
             os.kill(os.getpid(), signal.SIGTERM)
         return preprocess(payload, SPEC)
 
@@ -222,12 +221,10 @@ def test_a_stop_in_the_middle_loses_and_doubles_nothing(line: Line) -> None:
 
 def test_giving_up_loses_nothing_and_a_frame_judged_again_keeps_its_id(line: Line) -> None:
     line.send_mixed(200)
-    answered = 0
+    decoded = itertools.count(1)
 
     def stop_twice(payload: bytes) -> Any:
-        nonlocal answered
-        answered += 1
-        if answered == 60:
+        if next(decoded) == 60:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         return preprocess(payload, SPEC)
@@ -314,7 +311,8 @@ class Guide(threading.Thread):
         self._story = story
         self._pipeline: Pipeline | None = None
         self._address = ""
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
+        self._over = threading.Event()
 
     def begin(self, pipeline: Pipeline, address: str | None) -> None:
         """For `on_ready`."""
@@ -326,10 +324,19 @@ class Guide(threading.Thread):
         try:
             self._story(self._address)
         except BaseException as error:  # noqa: BLE001 - looked at by the test
-            self.error = error
+            self._error = error
         finally:
             if self._pipeline is not None:
                 self._pipeline.stop()
+            # A broker that was started on this thread ends with it, and is needed until the consumer has ended.
+            self._over.wait(PATIENCE_S)
+
+    def finish(self) -> None:
+        """The consumer has ended: let the thread end, and raise what broke the story off."""
+        self._over.set()
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 @pytest.mark.kafka
@@ -354,8 +361,7 @@ def test_a_broker_that_is_gone_makes_it_not_ready_and_keeps_it_alive(unique: str
         # What was answered may or may not be committed when the broker went.
         with suppress(BrokerError):
             serve(replace(line.settings, idle_exit_s=None, drain_s=3.0), judge(), on_ready=guide.begin)
-        guide.join()
-        assert guide.error is None
+        guide.finish()
         assert seen["live"] == 200
         assert time.monotonic() - began_s < PATIENCE_S
     finally:
@@ -387,9 +393,8 @@ def test_a_broker_that_comes_back_finds_every_frame_answered(unique: str, tmp_pa
     guide = Guide(story)
     try:
         serve(replace(line.settings, idle_exit_s=None), judge(), on_ready=guide.begin)
-        guide.join()
-        assert guide.error is None
         verdicts = line.verdicts()
+        guide.finish()
         assert len({verdict["verdict_id"] for verdict in verdicts}) == line.sent == 600
     finally:
         line.close()
