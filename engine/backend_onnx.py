@@ -1,7 +1,7 @@
 """The CPU backend on ONNX Runtime: several one-image streams instead of batches.
 
-The one file that imports onnxruntime. Since 1.29 its Linux wheels report usage, the model's name among it, to their maker
-unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspection tells nobody anything: it is set here.
+The one file that imports onnxruntime. Since 1.29 its Linux wheels report usage, the model's name among it, to their
+maker unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspection tells nobody anything: it is set here.
 """
 
 from __future__ import annotations
