@@ -28,7 +28,7 @@ _CLIENT = click.option(
 
 
 @click.command(context_settings=VERB, epilog=RUN_EPILOG)
-@click.option("--bundle", required=True, metavar="BUNDLE", help="Model bundle: a folder, a zip or a URL.")
+@click.option("--bundle", required=True, metavar="BUNDLE", help="Model bundle: a folder or a zip.")
 @_SERVERS
 @click.option("--group", default="framegate", metavar="NAME", help="Consumer group; it remembers where to go on.")
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to read frames from.")

@@ -136,6 +136,9 @@ def open_bundle(location: str | Path) -> Bundle:
         BundleError: not there, not a bundle, a newer schema, a changed byte, another digest than the pinned one.
     """
     where, pinned = _split_pin(str(location))
+    if "://" in where:
+        msg = f"bundle {where} is a URL: expected a folder or a zip; copy it here first"
+        raise BundleError(msg)
     files = _read_zip(Path(where)) if Path(where).is_file() else _read_folder(Path(where))
     manifest = _manifest(where, files)
     _check_files(where, files, manifest)

@@ -136,6 +136,8 @@ def test_what_is_no_bundle_is_said_so(tmp_path: Path) -> None:
         open_bundle(tmp_path / "nothing")
     with pytest.raises(BundleError, match=r"holds no manifest\.json"):
         open_bundle(tmp_path)
+    with pytest.raises(BundleError, match="is a URL"):
+        open_bundle("s3://models/parts-1")
     text = tmp_path / "text.zip"
     text.write_text("no zip")
     with pytest.raises(BundleError, match="not a whole zip"):
