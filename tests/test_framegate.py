@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 @click.option("--wrong", type=click.Choice(["input", "work"]))
 def probe(*, group: str, batch_size: int, wrong: str | None) -> None:
     """Example of a verb."""
-    if wrong == "input":
-        raise InputError("the lens is capped")  # noqa: EM101 - short
-    if wrong == "work":
-        raise WorkError("the disk is full")  # noqa: EM101 - short
+    errors = {"input": InputError("the lens is capped"), "work": WorkError("the disk is full")}
+    if wrong is not None:
+        raise errors[wrong]
     click.echo(json.dumps([group, batch_size]))
 
 
