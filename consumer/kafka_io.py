@@ -59,6 +59,10 @@ is lost or given up meanwhile."""
 SEND_BLOCK_S = 20.0
 """How long one send may wait for a topic that has vanished, before the consumer ends: below what liveness allows."""
 
+JOIN_S = 1.0
+"""How long a poll waits, at least, while the group forms. kafka-python 3.0.12 throws a join away that ends between two
+polls and begins another: with short polls, as under backpressure, a member may never get in."""
+
 DEAD_LETTER_START_S = 5.0
 DEAD_LETTER_BLOCK_S = 0.1
 DEAD_LETTER_DELIVERY_S = 20.0
@@ -172,6 +176,8 @@ class KafkaSource:
 
     def poll(self, timeout_s: float, max_frames: int) -> Fetched:
         """See `Source`. The client changes ownership only before it hands out frames, never between: so do we."""
+        if self._consumer.group_metadata().state != MemberState.STABLE:
+            timeout_s = max(timeout_s, JOIN_S)
         try:
             records = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_frames)
         except RetriableError as error:
