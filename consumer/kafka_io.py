@@ -19,6 +19,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, Offse
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     CommitFailedError,
+    CorruptRecordError,
     IllegalStateError,
     KafkaError,
     KafkaTimeoutError,
@@ -183,6 +184,8 @@ class KafkaSource:
         except RetriableError as error:
             log.warning("fetching failed for now: %s", error)
             records = {}
+        except CorruptRecordError as error:
+            return self._set_aside(error)
         except (KafkaError, IllegalStateError) as error:
             msg = f"frames cannot be fetched: {type(error).__name__}: {error}; check the group's and the topic's rights"
             raise BrokerError(msg) from error
@@ -257,6 +260,35 @@ class KafkaSource:
             self._consumer.close(autocommit=False, timeout_ms=int(timeout_s * 1000))
         except KafkaError as error:
             log.warning("the group was not left in order: %s; it notices when the session ends", error)
+
+    def _set_aside(self, error: CorruptRecordError) -> Fetched:
+        """Step over a record that the client cannot read, and hand it out as a frame without an image.
+
+        A header whose name is not UTF-8 is enough for the client to refuse a record, for ever; so is a batch whose
+        checksum does not fit. Every restart would end there. Like this the frame gets its verdict, `none`, and the
+        rest goes on; so do the frames behind it in the same producer's batch, which the client reads from the front.
+        Which record it is, the client does not say in public.
+
+        Raises:
+            BrokerError: the client does not know the record either.
+        """
+        unread = self._consumer._fetcher._next_partition_records  # noqa: SLF001 - see above
+        if not unread:
+            msg = f"a record cannot be read, and the client does not say which: {error}"
+            raise BrokerError(msg) from error
+        partition = Partition(*unread.topic_partition)
+        # Not where the client has read to: behind the middle of a batch it begins again at the batch's front.
+        offset = self._consumer.position(unread.topic_partition)
+        self._consumer.seek(unread.topic_partition, offset + 1)
+        log.warning("record %d of %s-%d cannot be read: %s", offset, partition.topic, partition.number, error)
+        at_s, now_s = self._clock.monotonic_s(), self._clock.epoch_s()
+        changes = self._take_changes()
+        position = Position(partition.topic, partition.number, offset)
+        frame = frame_from_record(position, key=None, value=None, headers=[], timestamp_ms=None, now_s=now_s)
+        held = partition in self._held
+        if held:
+            self._next[partition] = offset + 1
+        return Fetched(changes, (frame,) if held else (), at_s)
 
     def _take_changes(self) -> tuple[TenureChange, ...]:
         """What the listener recorded, applied here."""

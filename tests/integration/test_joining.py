@@ -14,7 +14,7 @@ from consumer.kafka_io import Connection, KafkaSource
 from consumer.topics import ensure_topics
 
 if TYPE_CHECKING:
-    from consumer.ports import Partition
+    from consumer.tenure import Partition
     from tests.kafka_cluster import RunningBroker
 
 pytestmark = pytest.mark.slow
