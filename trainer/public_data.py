@@ -22,6 +22,8 @@ from trainer.errors import FetchError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from requests import Response
+
 Progress = Callable[[int, int], None]
 """Called with (files done, files in the set), from the calling thread."""
 
@@ -116,7 +118,7 @@ def fetch(name: str, out: Path, *, base_url: str | None = None, progress: Progre
 
 def _fetch_all(shelf: pooch.Pooch, chosen: PublicSet, progress: Progress) -> None:
     """Fetch every file, several at once; the first failure ends it."""
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S)
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S, hooks={"response": _close_refusal})
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
         running = {pool.submit(shelf.fetch, file, downloader=downloader): file for file in chosen.files}
         try:
@@ -126,6 +128,12 @@ def _fetch_all(shelf: pooch.Pooch, chosen: PublicSet, progress: Progress) -> Non
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _close_refusal(response: Response, **_: object) -> None:
+    """Pooch raises on an answer that is not 200, and leaves its connection to the garbage collector."""
+    if not response.ok:
+        response.close()
 
 
 def _result(result: Callable[[], str], shelf: pooch.Pooch, file: str) -> None:

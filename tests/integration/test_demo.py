@@ -25,6 +25,8 @@ SMALL = ["--train-images", "24", "--frames", "12", "--rate", "20"]
 
 def demo(*options: str, temp: Path) -> subprocess.Popen[str]:
     temp.mkdir(exist_ok=True)
+    # A test run in the background of a shell ignores Ctrl-C, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "framegate", "demo", *options],
         stdout=subprocess.PIPE,
