@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from consumer.broker import free_port
 from consumer.children import Child, Children
 from consumer.topics import ensure_topics
 from consumer.verdict_reader import VerdictReader
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 READY_S = 60.0
 VERDICTS_S = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass
