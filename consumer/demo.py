@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import tempfile
 import time
@@ -164,7 +165,7 @@ class _Demo:
             Picture(
                 folder / row["file"],
                 Truth(
-                    station=row.get("station") or f"station-{index % STATIONS + 1}",
+                    station=_plain(row.get("station") or f"station-{index % STATIONS + 1}"),
                     is_defect=bool(int(row["is_defect"])) if "is_defect" in row else row["label"] == "fail",
                     kind=row.get("kind") or "",
                     difficulty=row.get("difficulty") or "",
@@ -255,6 +256,11 @@ class _Demo:
 
     def _say(self, step: str) -> None:
         self._show(Progress(step, time.monotonic() - self._start_s))
+
+
+def _plain(station: str) -> str:
+    """A station's name as it can name a folder and a camera's argument too."""
+    return re.sub(r"[^\w.-]", "_", station)
 
 
 def _answers(url: str) -> bool:

@@ -48,13 +48,19 @@ def program(folder: Path, text: str) -> Path:
 
 
 @pytest.fixture
-def child() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts Python code in a process of its own, which is ended with the test."""
+def child(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts Python code in a process of its own, which is ended with the test; what it leaves goes with `tmp_path`."""
     started: list[subprocess.Popen[str]] = []
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
     def start(code: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         return process
