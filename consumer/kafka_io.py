@@ -190,6 +190,7 @@ class KafkaSource:
             msg = f"frames cannot be fetched: {type(error).__name__}: {error}; check the group's and the topic's rights"
             raise BrokerError(msg) from error
         at_s, now_s = self._clock.monotonic_s(), self._clock.epoch_s()
+        self._mend_join()
         changes = self._take_changes()
         lines = [self._frames(Partition(*partition), batch, now_s) for partition, batch in records.items()]
         turns = itertools.zip_longest(*lines)
@@ -289,6 +290,18 @@ class KafkaSource:
         if held:
             self._next[partition] = offset + 1
         return Fetched(changes, (frame,) if held else (), at_s)
+
+    def _mend_join(self) -> None:
+        """Have a rejoin finished that the client has begun and forgotten.
+
+        In kafka-python 3.0.12 a rejoin for changed metadata (partitions added, or learnt late) is needed only until its
+        leader has assigned. A poll that times out between that and the broker's answer leaves it under way, and no
+        later poll asks for it: no heartbeat, no partition, no error, for ever.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - the client has no public way to ask for a rejoin
+        if self._consumer.group_metadata().state == MemberState.REBALANCING and not coordinator.need_rejoin():
+            log.info("asking for the rejoin that the client has forgotten")
+            coordinator.request_rejoin()
 
     def _take_changes(self) -> tuple[TenureChange, ...]:
         """What the listener recorded, applied here."""

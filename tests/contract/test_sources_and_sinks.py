@@ -6,11 +6,13 @@ A world is a topic of frames with two partitions and a topic of verdicts, empty,
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
 
 from consumer.clock import SystemClock
 from consumer.events import EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
@@ -127,6 +129,17 @@ class KafkaWorld:
         self._open.append(sink)
         return sink
 
+    def widen(self, partitions: int) -> bool:
+        """Add partitions to the topic of frames; False where the broker cannot."""
+        admin = KafkaAdminClient(bootstrap_servers=self._connection.bootstrap_servers)
+        try:
+            admin.create_partitions({self.topic: partitions})
+        except KafkaError:
+            return False
+        finally:
+            admin.close()
+        return True
+
     def published(self, count: int) -> list[tuple[str, str]]:
         """Read the verdicts back with the client alone."""
         reader = KafkaConsumer(bootstrap_servers=self._connection.bootstrap_servers, auto_offset_reset="earliest")
@@ -158,9 +171,9 @@ class Reading:
         self.changes: list[TenureChange] = []
         self.held: set[Partition] = set()
 
-    def poll(self, max_frames: int = 100) -> Fetched:
+    def poll(self, max_frames: int = 100, timeout_s: float = 0.1) -> Fetched:
         """One poll; every frame has to belong to a partition that is ours by then."""
-        fetched = self.source.poll(0.1, max_frames)
+        fetched = self.source.poll(timeout_s, max_frames)
         for change in fetched.changes:
             if change.kind == "assigned":
                 self.held.update(change.partitions)
@@ -336,10 +349,13 @@ class TestKafka(SourceContract, SinkContract):
         first.until_frames(20)
         second = Reading(world.source())
         end_s = time.monotonic() + PATIENCE_S
-        while not (len(first.held) == len(second.held) == 1):
-            assert time.monotonic() < end_s, "the group did not share its partitions"
-            first.poll()
-            second.poll()
+        # Side by side, as members are: each waits in its poll for the other to join too.
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            while not (len(first.held) == len(second.held) == 1):
+                assert time.monotonic() < end_s, "the group did not share its partitions"
+                polls = [one.submit(first.poll), other.submit(second.poll)]
+                for poll in polls:
+                    poll.result()
         kept, (moved,) = first.held, second.held
         assert kept != {moved}
         assert {change.kind for change in first.changes} <= {"assigned", "revoked"}
@@ -348,6 +364,20 @@ class TestKafka(SourceContract, SinkContract):
         assert first.source.commit({moved: 10}, 5.0), "left out: it is not ours any more"
         second.until(lambda: len(second.offsets(moved.number)) >= 10)
         assert second.offsets(moved.number) == list(range(10)), "the stale commit counted for nothing"
+
+    def test_added_partitions_are_found_however_short_the_polls(self, world: KafkaWorld) -> None:
+        source = world.source()
+        reading = Reading(source)
+        reading.until(lambda: len(reading.held) == 2)
+        for partitions in range(3, 15):
+            if not world.widen(partitions):
+                pytest.skip("this broker adds no partitions")
+            end_s = time.monotonic() + PATIENCE_S
+            while len(reading.held) < partitions:
+                assert time.monotonic() < end_s, "the rejoin was begun and never finished"
+                source._consumer._cluster.request_update()  # instead of waiting for the metadata's age
+                reading.poll(timeout_s=partitions * 0.001)
+            reading.until(source.ready)
 
     def test_frames_of_twelve_mebibytes_pass_among_small_ones(self, world: KafkaWorld) -> None:
         large = bytes(12 * 1024 * 1024)
