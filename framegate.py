@@ -30,6 +30,10 @@ VERBS = {
 """Verb -> (module, attribute). Loaded on demand: `framegate broker` must not wait for scikit-learn."""
 
 
+OWN = "the verb's own settings"
+"""Key beside a verb's settings, no setting itself: which of them came from its own table."""
+
+
 class FrontDoor(click.Group):
     """A group whose commands load when they are called."""
 
@@ -60,12 +64,27 @@ def read_config(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"config file {path} is not TOML: {error}"
         raise InputError(msg) from error
-    shared = {key.replace("-", "_"): value for key, value in content.items() if not isinstance(value, dict)}
-    merged: dict[str, Any] = {}
-    for verb in VERBS:
-        own = content.get(verb, {})
-        merged[verb] = {**shared, **{key.replace("-", "_"): value for key, value in own.items()}}
-    return merged
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    shared = {key.replace("-", "_"): value for key, value in content.items() if key not in tables}
+    odd = sorted((set(tables) - set(VERBS)) | (set(shared) & set(VERBS)))
+    if odd:
+        msg = f"config file {path} has {odd[0]!r}: expected settings, and a table such as [run] for a verb's own ones"
+        raise InputError(msg)
+    own = {verb: {key.replace("-", "_"): value for key, value in tables.get(verb, {}).items()} for verb in VERBS}
+    return {verb: {**shared, **own[verb], OWN: sorted(own[verb])} for verb in VERBS}
+
+
+def refuse_unknown(ctx: click.Context, command: click.Command) -> None:
+    """Refuse a setting in the verb's own table that the verb does not have: a typo must not go unnoticed.
+
+    Top-level settings serve every verb, so one that this verb does not have is another's.
+    """
+    settings = (ctx.default_map or {}).get(command.name or "", {})
+    odd = sorted(set(settings.get(OWN, [])) - {parameter.name for parameter in command.params})
+    if odd and not isinstance(command, click.Group):
+        known = ", ".join(sorted(parameter.name or "" for parameter in command.params))
+        msg = f"the config file has the unknown setting {odd[0]!r} in [{command.name}]: expected some of {known}"
+        raise InputError(msg)
 
 
 @click.group(cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -80,6 +99,9 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     """  # noqa: D301 - \b is click's mark for "do not rewrap"
     if config is not None:
         ctx.default_map = read_config(config)
+        command = cli.get_command(ctx, ctx.invoked_subcommand or "")
+        if command is not None:
+            refuse_unknown(ctx, command)
 
 
 def main(arguments: list[str] | None = None) -> None:

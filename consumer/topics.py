@@ -229,7 +229,8 @@ def check_topics(
         if missing:
             msg = (
                 f"no topic {missing} on {bootstrap_servers} (cluster {cluster_id}); "
-                f"make it with: {_CREATE} --bootstrap-servers {bootstrap_servers}"
+                f"make it with: {_CREATE} --bootstrap-servers {bootstrap_servers} "
+                "(its --help says how to give topics other names)"
             )
             raise TopicError(msg)
         return ClusterState(

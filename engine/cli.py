@@ -43,6 +43,9 @@ def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
         if not path.exists():
             msg = f"image {path} is not there: expected a file or a folder"
             raise InputError(msg)
+        if path.is_dir() and not any(item.is_file() for item in path.rglob("*")):
+            msg = f"folder {path} holds no files: expected images"
+            raise InputError(msg)
     for path in paths:
         if path.is_dir():
             yield from sorted(item for item in path.rglob("*") if item.is_file())

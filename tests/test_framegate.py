@@ -86,3 +86,15 @@ def test_a_bad_config_file_is_named(
     assert code == 2
     assert f"config file {file}" in err
     assert words in err
+
+
+@pytest.mark.parametrize("content", ["probe = 3\n", "[prob]\ngroup = 'x'\n", "[probe]\ngrop = 'x'\n"])
+def test_a_typo_in_the_config_file_does_not_go_unnoticed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "line.toml"
+    file.write_text(content)
+    code, _, err = run(capsys, "--config", str(file), "probe")
+    assert code == 2
+    assert "config file" in err
+    assert err.count("\n") == 1

@@ -191,10 +191,10 @@ def _open_directory(file: _GuardedFile, path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(file)
     # struct.error and NotImplementedError: zipfile's answers to extra fields cut short and to versions from the future.
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, struct.error, NotImplementedError) as error:
-        kind = next((kind for mark, kind in OTHER_FORMATS.items() if head.startswith(mark)), f"begins with {head!r}")
-        msg = (
-            f"{path} is not a readable zip ({error}): it is or looks like {kind}; expected a zip or a folder of images"
+        kind = next(
+            (kind for mark, kind in OTHER_FORMATS.items() if head.startswith(mark)), f"a file that begins with {head!r}"
         )
+        msg = f"{path} is not a readable zip ({error}): it looks like {kind}; expected a zip or a folder of images"
         raise SourceError(msg) from error
 
 

@@ -195,6 +195,9 @@ def test_command_prints_json_and_its_errors_have_their_exit_code(tmp_path: Path)
     assert wrong.stderr.count("\n") == 1
     for odd in (["--size", "100x64"], ["--size", "big"], ["--roi", "0,0,2,1"], ["--cost-escape", "-1"]):
         assert command("train", str(root), "--out", str(tmp_path / "other"), *odd).returncode == 2
+    (tmp_path / "empty").mkdir()
+    nothing = command("score", str(tmp_path / "out"), str(tmp_path / "empty"))
+    assert (nothing.returncode, nothing.stdout) == (2, "")
     scored = command("score", str(tmp_path / "out"), str(root / "good" / "0.png"), str(root / "good"))
     assert scored.returncode == 0
     assert len(scored.stdout.splitlines()) == 17
