@@ -104,6 +104,14 @@ class Child:
         if self.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
+    def end(self, timeout_s: float) -> None:
+        """See it end: killed where it has not ended within `timeout_s`."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
     def _ended(self, status: int | None) -> str:
         how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
         return f"{self.name} ended {how}{self._tail()}"
@@ -141,8 +149,4 @@ class Children:
             child.terminate()
         deadline_s = time.monotonic() + self._patience_s
         for child in reversed(self._children):
-            try:
-                child._process.wait(max(0.1, deadline_s - time.monotonic()))  # noqa: SLF001 - its own kind
-            except subprocess.TimeoutExpired:
-                child._process.kill()  # noqa: SLF001
-                child._process.wait()  # noqa: SLF001
+            child.end(max(0.1, deadline_s - time.monotonic()))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from engine.backend import Backend, open_backend
+from engine.backend import Backend, Features, open_backend
 from engine.bundle import Bundle, open_bundle
 from engine.heads import stack
-from engine.prediction import OperatingPoint, ScoredBatch
+from engine.prediction import OperatingPoint, Prediction, ScoredBatch
 from engine.preprocess import preprocess
 
 if TYPE_CHECKING:
@@ -49,11 +49,19 @@ class Scorer:
     def score(self, images: np.ndarray) -> ScoredBatch:
         """Predictions for uint8 (n, h, w, 3) images; an image's answer does not depend on the others."""
         start_s = time.perf_counter()
-        features = self.backend.infer(images, self._weights, self._biases)
+        features = self.features(images)
         inferred_s = time.perf_counter()
-        predictions = self.bundle.head.predict(images, features.evidence[:, 0], features.pooled)
+        predictions = self.predict(images, features)
         done_s = time.perf_counter()
         return ScoredBatch(tuple(predictions), (inferred_s - start_s) * 1e3, (done_s - inferred_s) * 1e3)
+
+    def features(self, images: np.ndarray) -> Features:
+        """What the backend computes of uint8 (n, h, w, 3) images under the bundle's head."""
+        return self.backend.infer(images, self._weights, self._biases)
+
+    def predict(self, images: np.ndarray, features: Features) -> list[Prediction]:
+        """Predictions from the images' own features."""
+        return self.bundle.head.predict(images, features.evidence[:, 0], features.pooled)
 
     def close(self) -> None:
         """Give the backend back."""

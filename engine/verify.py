@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.errors import BundleError
-from engine.heads import decide, stack
+from engine.heads import decide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +28,11 @@ def verify_scorer(scorer: Scorer, clock: Callable[[], float]) -> dict[str, Any]:
     if reference is None:
         msg = f"bundle {bundle.name!r} brings no reference images: expected a bundle with reference/; train it again"
         raise BundleError(msg)
-    weights, biases = stack([bundle.head])
-    scorer.backend.infer(reference.images[:1], weights, biases)  # the first call pays for loading, not the rate
+    scorer.features(reference.images[:1])  # the first call pays for loading, not the rate
     start_s = clock()
-    features = scorer.backend.infer(reference.images, weights, biases)
+    features = scorer.features(reference.images)
     seconds = clock() - start_s
-    predictions = bundle.head.predict(reference.images, features.evidence[:, 0], features.pooled)
+    predictions = scorer.predict(reference.images, features)
     probabilities = np.array([prediction.defect_probability for prediction in predictions])
     plain = [decide(float(p), bundle.head.operating_point, None).decision for p in reference.probabilities]
     now = [decide(float(p), bundle.head.operating_point, None).decision for p in probabilities]

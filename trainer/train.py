@@ -16,7 +16,7 @@ from engine.backbone import WEIGHTS_SHA256, FeaturizerSpec, build_serving_graph,
 from engine.backend import open_backend
 from engine.bundle import Bundle, Classes, Reference, write_bundle
 from engine.errors import BundleError, FrameError
-from engine.heads import Head, stack
+from engine.heads import Head
 from engine.image_header import read_header
 from engine.scorer import Scorer
 from engine.specs import ImageSpec, Region, nearest_side
@@ -307,13 +307,12 @@ def _trained_with(settings: TrainSettings, fitted: Stacked, trained_rate: float)
 
 def _answers(scorer: Scorer, source: Source, names: Sequence[str]) -> _Answers:
     """Held-out images the whole way that a frame takes, from its bytes on."""
-    weights, biases = stack([scorer.bundle.head])
     predictions: list[Prediction] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(names), BATCH):
         images = np.stack([scorer.decode(source.read(name)) for name in names[start : start + BATCH]])
-        features = scorer.backend.infer(images, weights, biases)
-        predictions += scorer.bundle.head.predict(images, features.evidence[:, 0], features.pooled)
+        features = scorer.features(images)
+        predictions += scorer.predict(images, features)
         parts.append((images, features.evidence[:, 0], features.pooled))
     return _Answers(predictions, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
