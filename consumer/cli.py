@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from engine.backend import BACKENDS
 from engine.command import VERB, print_json
 
 RUN_EPILOG = """\b
@@ -50,7 +51,7 @@ _CLIENT = click.option(
     help="Seconds a dead consumer keeps its partitions. Default: 10, on the embedded broker 6.",
 )
 @_CLIENT
-@click.option("--backend", default="auto", type=click.Choice(["auto", "onnx"]), help="What computes.")
+@click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help="Log lines on standard error.")
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
 def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:

@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.errors import InputError
-from engine.specs import STRIDE_PX, ImageSpec, TensorSpec
+from engine.specs import HEAD_GROUP, STRIDE_PX, ImageSpec, TensorSpec
 from engine.torch_file import read_tensors
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -134,7 +134,7 @@ def grid(spec: ImageSpec) -> tuple[int, int]:
 
 
 def inputs(featurizer: FeaturizerSpec, image: ImageSpec) -> tuple[TensorSpec, ...]:
-    """What the serving graph takes: n images and k heads."""
+    """What the serving graph takes: n images and k heads, k a multiple of `HEAD_GROUP`."""
     return (
         TensorSpec("images", (None, image.height_px, image.width_px, 3), "uint8"),
         TensorSpec("head_weights", (featurizer.channels, None), "float32"),
@@ -174,7 +174,7 @@ def build_serving_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
     Inputs: see `inputs`. Outputs, all float32:
         evidence (n, k): log-mean-exp over locations of weights . channels + bias.
         pooled (n, d): mean, maximum and deviation of each tap, then the embedding if asked for.
-        locations (n, k, rows, columns): each location's score before pooling; for heatmaps.
+        locations (n, rows, columns, k): each location's score before pooling; for heatmaps.
     """
     graph = _Graph(image)
     taps, embedding = graph.backbone(featurizer)
@@ -191,7 +191,7 @@ def build_serving_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
         [
             ("evidence", ["n", "k"]),
             ("pooled", ["n", featurizer.pooled_size]),
-            ("locations", ["n", "k", rows, columns]),
+            ("locations", ["n", rows, columns, "k"]),
         ],
     )
 
@@ -389,10 +389,12 @@ class _Graph:
             axis = self.constant("axis_0", np.array([0], np.int64))
             own = self.node("Slice", ["head_weights", begin, end, axis], f"{name}_weights")
             columns = self.node("Transpose", [own], f"{name}_weights_kc", perm=[1, 0])
+            by_group = self.constant(f"{name}_gkc", np.array([1, -1, HEAD_GROUP, count], np.int64))
+            groups = self.node("Reshape", [columns, by_group], f"{name}_weights_gkc")
             flat = self.node(
-                "Reshape", [x, self.constant(f"{name}_ncp", np.array([0, count, -1], np.int64))], f"{name}_flat"
+                "Reshape", [x, self.constant(f"{name}_ncp", np.array([0, 1, count, -1], np.int64))], f"{name}_flat"
             )
-            product = self.node("MatMul", [columns, flat], f"{name}_product")
+            product = self.node("MatMul", [groups, flat], f"{name}_product")  # (n, groups, heads of a group, locations)
             side = max(_stride(tap), _GRID_STRIDE)
             shape = np.array([0, -1, self._image.height_px // side, self._image.width_px // side], np.int64)
             scores = self.node("Reshape", [product, self.constant(f"{name}_nkhw", shape)], f"{name}_scores")
@@ -401,7 +403,9 @@ class _Graph:
             start += count
         column = self.constant("shape_k11", np.array([1, -1, 1, 1], np.int64))
         bias = self.node("Reshape", ["head_biases", column], "head_biases_k11")
-        return self.node("Add", [total, bias], "locations")
+        scores = self.node("Add", [total, bias], "locations_nkhw")
+        self.node("Transpose", [scores], "locations", perm=[0, 2, 3, 1])
+        return scores
 
     def evidence(self, scores: str) -> None:
         """Log-mean-exp over locations, with the maximum taken out so that it cannot overflow, not even in float16."""

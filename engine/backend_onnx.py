@@ -7,20 +7,30 @@ maker unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspectio
 from __future__ import annotations
 
 import os
-import platform
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from engine.backend import Features, check_images
+from engine.backend import Features, Slots, Ticket, check_batch, check_images, in_groups, without_filling
+from engine.errors import DeviceError, GraphError
+from engine.processor import cpu_name
 from engine.specs import BatchProfile, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    kind
+    for kind in vars(ort_state).values()
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == ort_state.__name__
+)
+"""What ONNX Runtime raises; its exceptions have no common root of their own."""
+_LOAD_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, KeyError, ValueError)
 
 
 class OneImageStreams:
@@ -31,45 +41,69 @@ class OneImageStreams:
     """
 
     def __init__(self, graph: bytes, streams: int | None = None) -> None:
-        """Load a graph whose first input is the images; by default one stream per core this process may use."""
+        """Load a graph whose first input is the images; by default one stream per core this process may use.
+
+        Raises:
+            GraphError: ONNX Runtime cannot load it.
+        """
         self.streams = streams or len(os.sched_getaffinity(0))
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        except _LOAD_ERRORS as error:
+            msg = (
+                f"the graph of {len(graph)} bytes cannot be loaded ({str(error).strip()[:300]}): expected a whole ONNX "
+                "file that Framegate wrote; train the bundle again or fetch it anew"
+            )
+            raise GraphError(msg) from error
         self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="engine-onnx")
-        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
 
     def run(self, outputs: list[str], images: np.ndarray, others: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The named outputs for uint8 (n, h, w, 3) images, n in front; `others` are the graph's further inputs.
 
         Raises:
-            InputError: the images are not what the graph takes.
+            BatchError: the images are not what the graph takes.
         """
         check_images(images, self.inputs[0])
+        return joined(self.begin(outputs, images, others))
+
+    def begin(
+        self, outputs: list[str], images: np.ndarray, others: Mapping[str, np.ndarray]
+    ) -> list[Future[list[np.ndarray]]]:
+        """The same as one future per image, of images that were checked."""
 
         def one(index: int) -> list[np.ndarray]:
             result: list[np.ndarray] = self._session.run(outputs, {"images": images[index : index + 1], **others})
             return result
 
-        return [np.concatenate(parts) for parts in zip(*self._pool.map(one, range(len(images))), strict=True)]
+        return [self._pool.submit(one, index) for index in range(len(images))]
 
     def close(self) -> None:
         """End the streams."""
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def joined(parts: list[Future[list[np.ndarray]]]) -> list[np.ndarray]:
+    """Each output of all images, n in front."""
+    return [np.concatenate(rows) for rows in zip(*(part.result() for part in parts), strict=True)]
 
 
 class OnnxBackend:
     """The serving graph on ONNX Runtime. Meets `engine.backend.Backend`."""
 
-    name = "onnx"
+    name = "onnxruntime"
     precision = "fp32"
 
     def __init__(self, graph: bytes, *, streams: int | None = None) -> None:
-        """Load a serving graph."""
+        """Load a serving graph. Raises GraphError where it cannot be loaded."""
         self._graph = OneImageStreams(graph, streams)
-        self.device = platform.machine() or "cpu"
+        self._slots = Slots()
+        self._out: dict[int, tuple[list[Future[list[np.ndarray]]], int]] = {}
+        self.device = cpu_name()
         self.profile = BatchProfile(1, 2 * self._graph.streams, 32)
         self.inputs = self._graph.inputs
 
@@ -77,8 +111,27 @@ class OnnxBackend:
         self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False
     ) -> Features:
         """See `Backend.infer`."""
+        return self.collect(self.submit(images, weights, biases, locations=locations))
+
+    def submit(self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False) -> Ticket:
+        """See `Backend.submit`."""
+        check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
+        ticket, slot = self._slots.take()
         outputs = ["evidence", "pooled", *(["locations"] if locations else [])]
-        return Features(*self._graph.run(outputs, images, {"head_weights": weights, "head_biases": biases}))
+        columns, offsets = in_groups(weights, biases)
+        parts = self._graph.begin(outputs, images, {"head_weights": columns, "head_biases": offsets})
+        self._out[slot] = parts, weights.shape[1]
+        return ticket
+
+    def collect(self, ticket: Ticket) -> Features:
+        """See `Backend.collect`."""
+        parts, heads = self._out.pop(self._slots.slot(ticket))
+        self._slots.give_back(ticket)
+        try:
+            return without_filling(joined(parts), heads)
+        except _ORT_ERRORS as error:
+            msg = ()
+            raise DeviceError(msg) from error
 
     def close(self) -> None:
         """See `Backend.close`."""

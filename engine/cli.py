@@ -74,7 +74,7 @@ def _line(scorer: Scorer, path: Path) -> dict[str, Any]:
     }
 
 
-@click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate verify bundles/parts-1 --backend onnx\n")
+@click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate verify bundles/parts-1 --backend onnxruntime\n")
 @click.argument("bundle")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

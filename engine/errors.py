@@ -27,6 +27,26 @@ class BundleError(InputError):
     """A bundle that is not there, not whole, or from a newer Framegate."""
 
 
+class GraphError(InputError):
+    """A network that is corrupt, of another kind than Framegate builds, or asks for parts that do not exist."""
+
+
+class HeadError(InputError):
+    """A head of another featurizer, or of a shape that the graph does not take."""
+
+
+class BatchError(InputError):
+    """A batch of another shape or dtype than the graph takes, too large for the backend, or one too many."""
+
+
+class DeviceError(WorkError):
+    """The device cannot be used or failed: no GPU, no driver, a driver too old, out of memory."""
+
+
+class PlanError(WorkError):
+    """A plan that cannot be built, or does not load even after it was rebuilt."""
+
+
 class FrameError(FramegateError):
     """One image cannot be judged. Never ends a run: it becomes a verdict `none` with `cause`.
 

@@ -142,6 +142,14 @@ def _check_fields(kind: type[ImageSpec | Region], name: str, value: Any) -> None
             raise InputError(msg)
 
 
+HEAD_GROUP = 4
+"""Heads are scored in groups of so many, so that every product has the same shape, however many heads there are.
+
+A library chooses its kernel, and with it the order of a sum, by the shape: without groups one more head could change
+another's last bits. The graph takes whole groups; backends fill the last one up with zeros.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output of the graph: its name, its shape (None where it varies) and its numpy dtype."""

@@ -102,7 +102,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         classes = Classes(labelling.pass_class, labelling.fail_class)
         bundle = _fit(data, used, classes, settings, image, progress)
         progress(Step("evaluate"))
-        with Scorer(bundle, open_backend("auto", bundle.graph)) as scorer:
+        with Scorer(bundle, open_backend("onnxruntime", bundle.graph)) as scorer:
             answers = _answers(scorer, source, [data.samples[i].name for i in held])
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)

@@ -33,7 +33,7 @@ def a_verdict(decision: Any = "pass", station: str = "press-1", **changes: Any) 
         a_frame(station),
         decision,
         ModelRef("m", "1", "d", "h"),
-        EngineRef("onnx", "cpu", "fp32"),
+        EngineRef("onnxruntime", "cpu", "fp32"),
         101.0,
         0.5,
         (0.5, 0.5),
@@ -120,11 +120,11 @@ def test_lag_of_a_partition_that_left_is_not_told(registry: CollectorRegistry, m
 def test_only_the_model_that_judges_is_shown(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.set_model(ModelRef("pcb", "1", "d1", "h"))
     metrics.set_model(ModelRef("pcb", "2", "d2", "h"))
-    metrics.set_engine(EngineRef("onnx", "cpu", "fp32"))
+    metrics.set_engine(EngineRef("onnxruntime", "cpu", "fp32"))
     old, new = ({"name": "pcb", "version": v, "digest": f"d{v}", "head": "h"} for v in "12")
     assert registry.get_sample_value("framegate_model_info", old) is None
     assert registry.get_sample_value("framegate_model_info", new) == 1
-    engine = {"backend": "onnx", "device": "cpu", "precision": "fp32"}
+    engine = {"backend": "onnxruntime", "device": "cpu", "precision": "fp32"}
     assert registry.get_sample_value("framegate_engine_info", engine) == 1
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.backend import open_backend
-from engine.errors import InputError
+from engine.errors import BatchError, GraphError, HeadError, InputError
 from engine.heads import stack
 from tests.bundles import graph, pictures, small_head
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HEADS = stack([small_head(0), small_head(1)])
 
 
-@pytest.fixture(params=["onnx", "auto"])
+@pytest.fixture(params=["onnxruntime", "auto"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     opened = open_backend(request.param, graph())
     yield opened
@@ -36,7 +36,7 @@ def test_numbers_do_not_depend_on_the_batch(backend: Backend) -> None:
     whole = backend.infer(images, *HEADS, locations=True)
     assert whole.evidence.shape == (9, 2)
     assert whole.locations is not None
-    assert whole.locations.shape == (9, 2, 8, 8)
+    assert whole.locations.shape == (9, 8, 8, 2)
     for index in (0, 4, 8):
         alone = backend.infer(images[index : index + 1], *HEADS, locations=True)
         np.testing.assert_array_equal(alone.evidence[0], whole.evidence[index])
@@ -45,11 +45,22 @@ def test_numbers_do_not_depend_on_the_batch(backend: Backend) -> None:
         np.testing.assert_array_equal(alone.locations[0], whole.locations[index])
 
 
-def test_heads_do_not_see_each_other(backend: Backend) -> None:
-    images = pictures(2)
-    both = backend.infer(images, *HEADS)
-    one = backend.infer(images, *stack([small_head(1)]))
-    np.testing.assert_allclose(one.evidence[:, 0], both.evidence[:, 1], rtol=1e-5)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 64])
+def test_heads_do_not_see_each_other(backend: Backend, count: int) -> None:
+    """Added, removed, changed, in another place: the others' numbers stay the same to the last bit."""
+    rng = np.random.default_rng(count)
+    weights = rng.normal(0, 0.05, (HEADS[0].shape[0], count)).astype(np.float32)
+    biases = rng.normal(0, 1, count).astype(np.float32)
+    place = count // 2
+    weights[:, place], biases[place] = HEADS[0][:, 1], HEADS[1][1]
+    images = pictures(3)
+    one = backend.infer(images, *stack([small_head(1)]), locations=True)
+    many = backend.infer(images, weights, biases, locations=True)
+    assert one.locations is not None
+    assert many.locations is not None
+    np.testing.assert_array_equal(many.evidence[:, place], one.evidence[:, 0])
+    np.testing.assert_array_equal(many.locations[..., place], one.locations[..., 0])
+    np.testing.assert_array_equal(many.pooled, one.pooled)
 
 
 def test_images_are_only_read_and_answers_are_the_callers(backend: Backend) -> None:
@@ -67,6 +78,32 @@ def test_locations_come_only_when_asked_for(backend: Backend) -> None:
     assert backend.infer(pictures(1), *HEADS).locations is None
 
 
+def test_two_batches_travel_at_once_and_come_back_in_any_order(backend: Backend) -> None:
+    one, two = pictures(5), pictures(3, seed=1)
+    expected = [backend.infer(images, *HEADS) for images in (one, two)]
+    for turn in (0, 1):
+        weights = HEADS[0].copy()
+        tickets = [backend.submit(one, weights, HEADS[1]), backend.submit(two, *HEADS)]
+        weights[:] = np.nan  # heads are ours again once `submit` has returned
+        with pytest.raises(BatchError, match="collected first"):
+            backend.submit(one, *HEADS)
+        order = [0, 1] if turn else [1, 0]
+        for index in order:
+            features = backend.collect(tickets[index])
+            np.testing.assert_array_equal(features.evidence, expected[index].evidence)
+            np.testing.assert_array_equal(features.pooled, expected[index].pooled)
+        with pytest.raises(BatchError, match="is not out"):
+            backend.collect(tickets[0])
+    np.testing.assert_array_equal(backend.infer(one, *HEADS).evidence, expected[0].evidence)
+
+
+def test_a_refused_batch_takes_no_slot(backend: Backend) -> None:
+    for _ in range(3):
+        with pytest.raises(BatchError):
+            backend.submit(pictures(1)[:, :32], *HEADS)
+    assert backend.infer(pictures(1), *HEADS).evidence.shape == (1, 2)
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -78,17 +115,46 @@ def test_locations_come_only_when_asked_for(backend: Backend) -> None:
     ],
 )
 def test_images_that_do_not_fit_are_refused(backend: Backend, images: np.ndarray) -> None:
-    with pytest.raises(InputError, match="expected uint8"):
+    with pytest.raises(BatchError, match="expected uint8"):
         backend.infer(images, *HEADS)
 
 
+def test_more_images_than_the_profile_are_refused(backend: Backend) -> None:
+    largest = backend.profile.largest
+    assert backend.infer(pictures(largest), *HEADS).evidence.shape == (largest, 2)
+    with pytest.raises(BatchError, match=f"{largest + 1} images: expected at most {largest}"):
+        backend.infer(pictures(largest + 1), *HEADS)
+
+
+@pytest.mark.parametrize(
+    ("weights", "biases"),
+    [
+        (HEADS[0][:-1], HEADS[1]),
+        (HEADS[0], HEADS[1][:1]),
+        (HEADS[0].astype(np.float64), HEADS[1]),
+        (HEADS[0][:, 0], HEADS[1]),
+        (HEADS[0][:, :0], HEADS[1][:0]),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(backend: Backend, weights: np.ndarray, biases: np.ndarray) -> None:
+    with pytest.raises(HeadError, match=r"expected float32 \(256, k\)"):
+        backend.infer(pictures(1), weights, biases)
+
+
 def test_it_says_what_it_is_and_closes_twice(backend: Backend) -> None:
-    assert backend.name == "onnx"
+    assert backend.name == "onnxruntime"
     assert backend.precision == "fp32"
     assert backend.device
     assert backend.inputs[0].shape == (None, 64, 64, 3)
+    backend.submit(pictures(2), *HEADS)  # given up
     backend.close()
     backend.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"not a graph", graph()[: len(graph()) // 2]])
+def test_a_corrupt_graph_is_named_with_its_cure(data: bytes) -> None:
+    with pytest.raises(GraphError, match=r"cannot be loaded .* train the bundle again"):
+        open_backend("onnxruntime", data)
 
 
 def test_an_unknown_backend_is_named() -> None:

@@ -73,7 +73,7 @@ def test_embedding_in_serving_matches_with_the_kernels_that_serve(
 ) -> None:
     images, answers = golden
     featurizer = FeaturizerSpec(embedding=True)
-    heads = np.zeros((featurizer.channels, 1), np.float32), np.zeros(1, np.float32)
+    heads = np.zeros((featurizer.channels, 4), np.float32), np.zeros(4, np.float32)
     feeds = {"images": images, "head_weights": heads[0], "head_biases": heads[1]}
     outputs = run(build_serving_graph(featurizer, SQUARE), feeds)
     assert np.abs(outputs["pooled"][:, -1280:] - answers["embedding"]).max() < 1e-4
@@ -85,19 +85,19 @@ def test_serving_graph_scores_what_the_training_graph_gives(size: tuple[int, int
     spec, featurizer = ImageSpec(*size), FeaturizerSpec(embedding=embedding)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (3, spec.height_px, spec.width_px, 3), dtype=np.uint8)
-    weights = rng.normal(0, 0.1, (featurizer.channels, 2)).astype(np.float32)
-    biases = np.array([0.3, -0.7], np.float32)
+    weights = rng.normal(0, 0.1, (featurizer.channels, 4)).astype(np.float32)
+    biases = np.array([0.3, -0.7, 0.0, 2.0], np.float32)
     trained = run(build_training_graph(featurizer, spec), {"images": images})
     serving = build_serving_graph(featurizer, spec)
     served = run(serving, {"images": images, "head_weights": weights, "head_biases": biases})
 
     rows, columns = grid(spec)
     channels = at_locations(trained["channels"], featurizer, rows, columns)
-    assert served["locations"].shape == (3, 2, rows, columns)
+    assert served["locations"].shape == (3, rows, columns, 4)
     assert served["pooled"].shape == (3, featurizer.pooled_size)
     np.testing.assert_array_equal(served["pooled"], trained["pooled"])
     scores = channels.astype(np.float64) @ weights + biases  # (n, locations, k)
-    np.testing.assert_allclose(served["locations"].reshape(3, 2, -1).transpose(0, 2, 1), scores, atol=1e-4)
+    np.testing.assert_allclose(served["locations"].reshape(3, -1, 4), scores, atol=1e-4)
     evidence = np.log(np.exp(scores).mean(1))
     np.testing.assert_allclose(served["evidence"], evidence, atol=1e-4)
 
@@ -105,8 +105,8 @@ def test_serving_graph_scores_what_the_training_graph_gives(size: tuple[int, int
 def test_evidence_does_not_overflow_where_scores_are_huge() -> None:
     spec, featurizer = ImageSpec(64, 64), FeaturizerSpec()
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    weights = np.full((featurizer.channels, 1), 1e3, np.float32)
-    feeds: dict[str, np.ndarray] = {"images": images, "head_weights": weights, "head_biases": np.zeros(1, np.float32)}
+    weights = np.full((featurizer.channels, 4), 1e3, np.float32)
+    feeds: dict[str, np.ndarray] = {"images": images, "head_weights": weights, "head_biases": np.zeros(4, np.float32)}
     served = run(build_serving_graph(featurizer, spec), feeds)
     assert np.isfinite(served["evidence"]).all()
     assert served["evidence"].max() <= served["locations"].max()
