@@ -102,21 +102,32 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = ("auto", "onnxruntime")
+CPU_BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
+"""What runs on any machine, the reference first."""
 
 
 def open_backend(name: str, graph: bytes) -> Backend:
-    """Open a backend on a serving graph.
+    """Open a backend on a serving graph. `engine.choice` opens one on a whole bundle, `auto` among them.
+
+    Args:
+        name: of `CPU_BACKENDS`.
+        graph: as `build_serving_graph` makes it.
 
     Raises:
         InputError: there is no backend of that name.
         GraphError: the graph is corrupt or not one of ours.
+        DeviceError: this machine cannot run it.
     """
-    if name in {"auto", "onnxruntime"}:
-        from engine.backend_onnx import OnnxBackend  # noqa: PLC0415 - only when asked for
+    # Each runtime is imported only when it is asked for.
+    if name == "onnxruntime":
+        from engine.backend_onnx import OnnxBackend  # noqa: PLC0415
 
         return OnnxBackend(graph)
-    msg = f"backend {name!r} is not known: expected one of {', '.join(BACKENDS)}"
+    if name in {"openvino", "openvino-bf16"}:
+        from engine.backend_openvino import OpenVinoBackend  # noqa: PLC0415
+
+        return OpenVinoBackend(graph, precision="bf16" if name.endswith("bf16") else "fp32")
+    msg = f"backend {name!r} is not known: expected one of {', '.join(CPU_BACKENDS)}"
     raise InputError(msg)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.backend import BACKENDS
+from engine.choice import BACKENDS
 from engine.command import VERB, print_json
 from engine.errors import FrameError, InputError
 

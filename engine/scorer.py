@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from engine.backend import Backend, Features, open_backend
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import open_bundle
+from engine.choice import open_for
 from engine.heads import stack
 from engine.prediction import OperatingPoint, Prediction, ScoredBatch
 from engine.preprocess import preprocess
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from engine.backend import Backend, Features
+    from engine.bundle import Bundle
     from engine.specs import ImageSpec
 
 
@@ -82,6 +84,7 @@ def open_scorer(location: str | Path, backend: str = "auto") -> Scorer:
     Raises:
         BundleError: the bundle is not there or not whole.
         InputError: there is no such backend.
+        DeviceError, PlanError: the backend asked for cannot run here.
     """
     bundle = open_bundle(location)
-    return Scorer(bundle, open_backend(backend, bundle.graph))
+    return Scorer(bundle, open_for(bundle, backend))
