@@ -57,9 +57,9 @@ class Scorer:
         done_s = time.perf_counter()
         return ScoredBatch(tuple(predictions), (inferred_s - start_s) * 1e3, (done_s - inferred_s) * 1e3)
 
-    def features(self, images: np.ndarray) -> Features:
+    def features(self, images: np.ndarray, *, locations: bool = False) -> Features:
         """What the backend computes of uint8 (n, h, w, 3) images under the bundle's head."""
-        return self.backend.infer(images, self._weights, self._biases)
+        return self.backend.infer(images, self._weights, self._biases, locations=locations)
 
     def predict(self, images: np.ndarray, features: Features) -> list[Prediction]:
         """Predictions from the images' own features."""
