@@ -53,9 +53,14 @@ def agreement(bundle: Bundle, backend: Backend) -> Agreement | None:
     return compare(features, bundle.reference, bundle.head, backend.precision)
 
 
+def tensorrt_is_installed() -> bool:
+    """Whether this environment has it; whether it works is another question."""
+    return importlib.util.find_spec("tensorrt") is not None
+
+
 def _gpu(bundle: Bundle) -> Backend | None:
     """TensorRT where it is installed and works; one warning where it is installed and does not."""
-    if "tensorrt" not in BACKENDS or importlib.util.find_spec("tensorrt") is None:
+    if not tensorrt_is_installed():
         return None
     try:
         backend = open_backend("tensorrt", bundle.graph)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from engine.backbone import inputs as graph_inputs
 from engine.backend import CPU_BACKENDS, open_backend
+from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.errors import BatchError, DeviceError, GraphError, HeadError, InputError
 from engine.heads import stack
 from engine.processor import cpu_fields, has_bfloat16
-from tests.bundles import graph, pictures, small_head
+from tests.bundles import FEATURIZER, IMAGE, graph, pictures, small_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 HEADS = stack([small_head(0), small_head(1)])
 
 
-@pytest.fixture(scope="module", params=CPU_BACKENDS)
+IMPLEMENTATIONS = (*CPU_BACKENDS, "modelled")
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     opened = opened_here(request.param)
     yield opened
@@ -35,6 +40,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def opened_here(name: str) -> Backend:
     if name.endswith("bf16") and not has_bfloat16():
         pytest.skip("this processor has no bfloat16")
+    if name == "modelled":
+        return ModelledBackend(graph_inputs(FEATURIZER, IMAGE), FEATURIZER.pooled_size, BatchCost(0.002, 0.0001))
     return open_backend(name, graph())
 
 
@@ -148,7 +155,7 @@ def test_heads_that_do_not_fit_are_refused(backend: Backend, weights: np.ndarray
         backend.infer(pictures(1), weights, biases)
 
 
-@pytest.mark.parametrize("name", CPU_BACKENDS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_it_says_what_it_is_and_closes_twice(name: str) -> None:
     backend = opened_here(name)
     assert name in {backend.name, f"{backend.name}-{backend.precision}"}
