@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from engine.heads import Head
     from engine.prediction import OperatingPoint
 
-POOLED_COSINE = 0.9995
-"""Below it the features are others, whatever the head makes of them."""
+POOLED_COSINE = {"fp32": 0.99999, "bf16": 0.9995, "fp16": 0.9995, "int8": 0.998}
+"""Below it the features are others, whatever the head makes of them: fp32 differs in the order of sums only."""
 
-PROBABILITY_DIFFERENCE = {"fp32": 0.001}
-REDUCED_PROBABILITY_DIFFERENCE = 0.05
-"""Largest difference of a probability: fp32 differs in the order of its sums only, narrower numbers round."""
+PROBABILITY_DIFFERENCE = {"fp32": 0.001, "bf16": 0.05, "fp16": 0.05, "int8": 0.05}
+"""Largest difference of a probability."""
 
 GUARD = 0.02
 """The guard band: where the reference lies so close to an edge of the operating point, another decision is no fault.
@@ -54,11 +53,10 @@ class Agreement:
     @property
     def agrees(self) -> bool:
         """Whether it is the reference's answer. Written so that a difference that is no number does not agree."""
-        allowed = PROBABILITY_DIFFERENCE.get(self.precision, REDUCED_PROBABILITY_DIFFERENCE)
         return (
             self.changed_outside_guard == 0
-            and self.pooled_cosine_min >= POOLED_COSINE
-            and self.probability_difference_max <= allowed
+            and self.pooled_cosine_min >= POOLED_COSINE[self.precision]
+            and self.probability_difference_max <= PROBABILITY_DIFFERENCE[self.precision]
         )
 
     def __str__(self) -> str:

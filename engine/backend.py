@@ -110,7 +110,7 @@ def open_backend(name: str, graph: bytes) -> Backend:
     """Open a backend on a serving graph. `engine.choice` opens one on a whole bundle, `auto` among them.
 
     Args:
-        name: of `CPU_BACKENDS`.
+        name: of `CPU_BACKENDS`, or `openvino-int8` for a graph that `engine.quantize` made.
         graph: as `build_serving_graph` makes it.
 
     Raises:
@@ -123,10 +123,10 @@ def open_backend(name: str, graph: bytes) -> Backend:
         from engine.backend_onnx import OnnxBackend  # noqa: PLC0415
 
         return OnnxBackend(graph)
-    if name in {"openvino", "openvino-bf16"}:
+    if name in {"openvino", "openvino-bf16", "openvino-int8"}:
         from engine.backend_openvino import OpenVinoBackend  # noqa: PLC0415
 
-        return OpenVinoBackend(graph, precision="bf16" if name.endswith("bf16") else "fp32")
+        return OpenVinoBackend(graph, precision=name.partition("-")[2] or "fp32")
     msg = f"backend {name!r} is not known: expected one of {', '.join(CPU_BACKENDS)}"
     raise InputError(msg)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.agreement import compare, infer_all
 from engine.backend import CPU_BACKENDS, open_backend
-from engine.errors import DeviceError, PlanError
+from engine.errors import BundleError, DeviceError, ParityError, PlanError
 from engine.heads import stack
 from engine.processor import cpu_name, has_bfloat16
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", *CPU_BACKENDS)
+INT8_BACKENDS = ("openvino-int8",)
+"""On a graph that is quantized for the bundle when it is opened; never taken by `auto`."""
+
+BACKENDS = ("auto", *CPU_BACKENDS, *INT8_BACKENDS)
 """What `--backend` takes."""
 
 
@@ -32,8 +35,12 @@ def open_for(bundle: Bundle, name: str = "auto") -> Backend:
     Raises:
         InputError: there is no backend of that name.
         GraphError: the bundle's graph is corrupt.
+        BundleError: int8 was asked for, and the bundle brings no reference images to calibrate it on.
+        ParityError: int8 was asked for, and this bundle's parts are not decided as before in it.
         DeviceError, PlanError: the backend asked for cannot run here; `auto` goes on to the next instead.
     """
+    if name in INT8_BACKENDS:
+        return _quantized(bundle, name)
     if name != "auto":
         return open_backend(name, bundle.graph)
     backend = _gpu(bundle) or _reduced(bundle)
@@ -51,6 +58,28 @@ def agreement(bundle: Bundle, backend: Backend) -> Agreement | None:
         return None
     features = infer_all(backend, bundle.reference.images, *stack([bundle.head]))
     return compare(features, bundle.reference, bundle.head, backend.precision)
+
+
+def _quantized(bundle: Bundle, name: str) -> Backend:
+    """The graph in int8, as much of it as the bundle's reference images allow."""
+    from engine.quantize import FULL_PRECISION_UNTIL, quantized  # noqa: PLC0415 - heavy, and only for int8
+
+    if bundle.reference is None:
+        msg = f"bundle {bundle.name!r} brings no reference images: int8 is calibrated on them; train it again"
+        raise BundleError(msg)
+    found = None
+    for keep in FULL_PRECISION_UNTIL:
+        backend = open_backend(name, quantized(bundle.graph, bundle.reference.images, keep))
+        found = agreement(bundle, backend)
+        if found is not None and found.agrees:
+            log.info("int8 on all convolutions but those of %s: %s", ", ".join(keep), found)
+            return backend
+        backend.close()
+    msg = (
+        f"int8 is not offered for bundle {bundle.name!r}: {found}; expected the reference's decisions; "
+        "take --backend auto"
+    )
+    raise ParityError(msg)
 
 
 def tensorrt_is_installed() -> bool:
