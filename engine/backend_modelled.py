@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.backend import Features, Slots, Ticket, check_batch
 from engine.errors import InputError
-from engine.specs import BatchProfile, TensorSpec
+from engine.specs import LARGEST_BATCH, BatchProfile, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,13 +62,13 @@ class ModelledBackend:
             inputs: as `engine.backbone.inputs` gives them.
             pooled_size: length of the pooled vector.
             cost: what a batch takes.
-            profile: the batches to accept; by default up to 64.
+            profile: the batches to accept.
             clock: monotonic seconds; with `sleep`, what a simulation puts its virtual clock in for.
             sleep: waits for so many seconds.
         """
         self.device = f"modelled: {cost.fixed_s * 1e3:g} ms + {cost.per_image_s * 1e3:g} ms an image"
         self.inputs = inputs
-        self.profile = profile or BatchProfile(1, 32, 64)
+        self.profile = profile or BatchProfile(1, 32, LARGEST_BATCH)
         self.cost = cost
         self._pooled_size = pooled_size
         self._clock, self._sleep = clock, sleep

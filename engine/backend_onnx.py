@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from engine.backend import check_images
 from engine.errors import DeviceError, GraphError
 from engine.processor import cpu_name
-from engine.specs import BatchProfile, TensorSpec
+from engine.specs import LARGEST_BATCH, BatchProfile, TensorSpec
 from engine.streams import StreamedBackend, cores
 
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
@@ -105,7 +105,7 @@ class OnnxBackend(StreamedBackend):
         def run(images: np.ndarray, heads: tuple[np.ndarray, np.ndarray], names: list[str]) -> list[np.ndarray]:
             return loaded.run(names, {"images": images, "head_weights": heads[0], "head_biases": heads[1]})
 
-        super().__init__(loaded.inputs, run, BatchProfile(1, 2 * streams, 32), streams=streams, chunk=1)
+        super().__init__(loaded.inputs, run, BatchProfile(1, 2 * streams, LARGEST_BATCH), streams=streams, chunk=1)
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

@@ -22,7 +22,7 @@ import openvino as ov
 
 from engine.errors import DeviceError, GraphError, InputError
 from engine.processor import cpu_name, has_bfloat16
-from engine.specs import HEAD_GROUP, BatchProfile, TensorSpec
+from engine.specs import HEAD_GROUP, LARGEST_BATCH, BatchProfile, TensorSpec
 from engine.streams import Runner, StreamedBackend, cores
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -78,7 +78,7 @@ class OpenVinoBackend(StreamedBackend):
         chunk = max(1, min(fitting, LARGEST_CHUNK))
         if chunk > 1 and not _is_batch_invariant(run, inputs, chunk):
             chunk = 1
-        super().__init__(inputs, run, BatchProfile(1, streams * chunk, 32), streams=streams, chunk=chunk)
+        super().__init__(inputs, run, BatchProfile(1, streams * chunk, LARGEST_BATCH), streams=streams, chunk=chunk)
 
 
 def _compile(graph: bytes, precision: str, streams: int) -> ov.CompiledModel:
