@@ -21,10 +21,12 @@ from consumer.dead_letter import DeadLetterBox
 from consumer.errors import SettingsError
 from consumer.events import EngineRef, ModelRef
 from consumer.health import Health, HttpServer
-from consumer.kafka_io import Connection, KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
+from consumer.kafka_client import Connection
+from consumer.kafka_io import KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline, Ports
 from consumer.topics import ClusterIdentity, check_topics
+from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
 from engine.scorer import open_scorer
 
@@ -87,6 +89,7 @@ def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str
     clock = SystemClock()
     cluster = check_topics(settings.bootstrap_servers, settings.topics, client=settings.client)
     embedded = is_embedded(cluster.cluster_id)
+    settings.delivers(embedded=embedded)  # refuse now what could not be kept later
     if embedded:
         log.warning("this is the embedded broker: memory only, for laptops and tests; production is Apache Kafka")
     registry = CollectorRegistry()
@@ -138,8 +141,7 @@ def _kafka_ports(
     )
     letters = KafkaDeadLetterTopic(connection, topic=settings.dead_topic, clock=clock)
     stack.callback(letters.close, LAST_LETTERS_S)
-    sink = KafkaSink(connection, group=settings.group, topic=settings.verdicts_topic)
-    stack.callback(sink.close, 0.0)
+    watcher = MetricsWatcher(metrics, health)
     source = KafkaSource(
         connection,
         group=settings.group,
@@ -148,12 +150,28 @@ def _kafka_ports(
         session_timeout_s=settings.session_s(embedded=embedded),
     )
     stack.callback(source.close, 1.0)
+    sink: KafkaSink | TransactionalSink
+    if settings.delivers(embedded=embedded) == "exactly-once":
+        sink = TransactionalSink(
+            connection,
+            group=settings.group,
+            topic=settings.verdicts_topic,
+            transactional_id=settings.transactional_id,
+            membership=source.membership,
+            clock=clock,
+            broken=lambda _: watcher.committed(done=False),
+        )
+        log.info("delivering exactly once, as transactional id %s", settings.transactional_id)
+    else:
+        sink = KafkaSink(connection, group=settings.group, topic=settings.verdicts_topic)
+        log.info("delivering at least once")
+    stack.callback(sink.close, 0.0)
     return Ports(
         source=source,
         sink=sink,
         judge=judge,
         clock=clock,
-        watcher=MetricsWatcher(metrics, health),
+        watcher=watcher,
         dead_letters=_Letters(DeadLetterBox(letters.send, group=settings.group, metrics=metrics)),
         verdict_id=partial(verdict_id, identity.cluster_id, identity.topic_id),
     )

@@ -43,6 +43,16 @@ _CLIENT = click.option(
 @click.option("--max-in-flight-mib", default=256.0, metavar="MIB", help="Their images, encoded and decoded, in MiB.")
 @click.option("--http-host", default="127.0.0.1", metavar="ADDRESS", help="Where /metrics, /live and /ready listen.")
 @click.option("--http-port", default=9108, metavar="PORT", help="Their port; 0 takes a free one, -1 serves none.")
+@click.option(
+    "--delivery",
+    type=click.Choice(["exactly-once", "at-least-once"]),
+    help="How verdicts are delivered. Default: exactly once on Apache Kafka, at least once on the embedded broker.",
+)
+@click.option(
+    "--instance",
+    metavar="NAME",
+    help="What tells this consumer from the others of its group, the same after a restart. Default: host and process.",
+)
 @click.option("--drain-s", default=20.0, metavar="S", help="On SIGTERM: seconds to answer what is in hand.")
 @click.option(
     "--session-timeout-s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,6 +81,9 @@ class Settings:
         max_in_flight_mib: MiB of encoded and decoded images among them.
         http_host, http_port: where metrics and health are served; port 0 takes a free one, None serves none.
         drain_s: how long a stop may take to answer what is in hand.
+        delivery: `exactly-once`: verdicts and positions in one transaction. `at-least-once`: positions after the
+            verdicts' acknowledgement. None: the first on Apache Kafka, the second on the embedded broker.
+        instance: what tells this consumer from the others of its group; None: host and process.
         session_timeout_s: how long a dead consumer keeps its partitions; None: 6 on the embedded broker, else 10.
         client: the Kafka client's TLS and SASL settings; hidden from logs.
         backend: what computes.
@@ -102,6 +106,8 @@ class Settings:
     http_host: str = "127.0.0.1"
     http_port: int | None = 9108
     drain_s: float = 20.0
+    delivery: Literal["exactly-once", "at-least-once"] | None = None
+    instance: str | None = None
     session_timeout_s: float | None = None
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     backend: str = "auto"
@@ -111,6 +117,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is opened."""
         _require_names(self)
+        if self.instance is not None and not self.instance.strip():
+            msg = "--instance is empty: expected a name that no other consumer of the group has"
+            raise SettingsError(msg)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--batch-age-ms", self.batch_age_ms, 0)
         _at_least("--station-cap", self.station_cap, 1)
@@ -131,6 +140,25 @@ class Settings:
     def topics(self) -> tuple[str, str]:
         """The topics without which nothing works; dead letters may be without theirs."""
         return self.frames_topic, self.verdicts_topic
+
+    def delivers(self, *, embedded: bool) -> Literal["exactly-once", "at-least-once"]:
+        """How verdicts are delivered.
+
+        Raises:
+            SettingsError: exactly once was asked for on the embedded broker, which would break the promise silently.
+        """
+        if self.delivery == "exactly-once" and embedded:
+            msg = (
+                "--delivery exactly-once cannot be kept on the embedded broker, which shows aborted verdicts: expected "
+                "Apache Kafka; run with --delivery at-least-once here"
+            )
+            raise SettingsError(msg)
+        return self.delivery or ("at-least-once" if embedded else "exactly-once")
+
+    @property
+    def transactional_id(self) -> str:
+        """Ours alone, and the same after a restart where an instance is named."""
+        return f"framegate-{self.group}-{self.instance or f'{socket.gethostname()}-{os.getpid()}'}"
 
     def session_s(self, *, embedded: bool) -> float:
         """The session timeout to ask for."""

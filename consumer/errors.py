@@ -13,6 +13,10 @@ class BrokerError(WorkError):
     """The broker is not there, or refused: nothing was committed that was not answered."""
 
 
+class GivenUpError(WorkError):
+    """A publication was given up; what became of it the committed positions tell. Rewind the source and go on."""
+
+
 class TopicError(WorkError):
     """A topic is not there or does not fit: create or alter it and start again."""
 

@@ -78,6 +78,7 @@ class Fetcher:
         self._halted = halted
         self._broken = broken
         self._wanted: _Wanted | None = None
+        self._rewind = False
         self._changes = 0
         self._paused = False
         self._ready = False
@@ -109,6 +110,10 @@ class Fetcher:
         """
         if positions:
             self._wanted = _Wanted(positions, changes)
+
+    def ask_rewind(self) -> None:
+        """Read again from the committed positions, as soon as the source can."""
+        self._rewind = True
 
     def halt(self) -> None:
         """Fetch no more; stay in the group. `halted` follows the last `fetched`."""
@@ -146,6 +151,9 @@ class Fetcher:
 
     def _turn(self) -> None:
         """One poll and what follows from it."""
+        if self._rewind:
+            self._rewind = False  # first: what is asked for meanwhile is another one
+            self._rewind = not self._source.rewind(COMMIT_S) or self._rewind
         room = 0 if self._halting else self._budget.room()
         self._hold(holding=room == 0)
         found = self._source.poll(POLL_S if room else 0.0, min(room, POLL_FRAMES) or 1)

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from consumer.errors import BrokerError
+from consumer.claims import Progress
+from consumer.errors import BrokerError, GivenUpError
 from consumer.judging import Slot, dead_letter_of, verdict_of
 from consumer.tenure import Tenure
 from engine.batcher import BatchPolicy, MicroBatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from consumer.budget import Budget
+    from consumer.claims import Claim
     from consumer.delivery import Delivery
     from consumer.events import Verdict
     from consumer.judging import Stamp
@@ -33,6 +36,14 @@ log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2
 """One batch in the engine, and a full one behind it, so that it does not wait for this thread between two."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Publication:
+    """Verdicts that went out together, with their frames, and how far they answer each partition."""
+
+    answers: Sequence[tuple[Slot, Verdict]]
+    progress: Mapping[Partition, Progress]
 
 
 class Flow:
@@ -51,7 +62,8 @@ class Flow:
         verdict_id: Stamp,
         start_decode: Callable[[Slot], None],
         start_score: Callable[[list[Slot]], None],
-        when_delivered: Callable[[Delivery, Sequence[tuple[Slot, Verdict]]], None],
+        when_delivered: Callable[[Delivery, Publication], None],
+        rewind: Callable[[], None],
     ) -> None:
         """Begin with nothing in hand.
 
@@ -67,6 +79,7 @@ class Flow:
             start_decode: begin to decode this slot; `decoded` is to be called when it is.
             start_score: begin to score these; `scored` is to be called with the same list.
             when_delivered: a delivery is under way; `delivered` is to be called when it is done.
+            rewind: a publication was given up: have the source read again from the committed positions.
         """
         self._judge = judge
         self._sink = sink
@@ -78,6 +91,8 @@ class Flow:
         self._start_decode = start_decode
         self._start_score = start_score
         self._when_delivered = when_delivered
+        self._rewind = rewind
+        self._claims: dict[Partition, Claim] = {}
         self.tenure = Tenure()
         self._batcher: MicroBatcher[Slot] = MicroBatcher(policy)
         self._lines: dict[Partition, deque[Slot]] = {}
@@ -141,25 +156,34 @@ class Flow:
         self._watcher.scored(len(slots), largest, slots[0].inference_ms or 0.0, failed=not whole)
         self._decide(self._still_ours(slots))
 
-    def delivered(self, delivery: Delivery, slots: Sequence[tuple[Slot, Verdict]]) -> None:
+    def delivered(self, delivery: Delivery, publication: Publication) -> None:
         """The broker has answered for these verdicts.
 
         Raises:
             BrokerError: one of them failed for good. Nothing from it on is answered, so nothing past it is committed.
         """
-        if delivery.error is not None:
-            first = slots[0][0].frame.position
+        answers = publication.answers
+        if isinstance(delivery.error, GivenUpError):
+            log.warning("%d verdicts were given up and their frames are judged again: %s", len(answers), delivery.error)
+            if any(not step.claim.over for step in publication.progress.values()):
+                self._rewind()
+        elif delivery.error is not None:
+            first = answers[0][0].frame.position
             msg = (
                 f"verdicts could not be published, from {first.topic}-{first.partition} offset {first.offset} on: "
                 f"{type(delivery.error).__name__}: {delivery.error}; nothing past it was committed: mend the broker or "
                 "the topic and start again, these frames are then judged again"
             )
             raise BrokerError(msg) from delivery.error
-        for slot, verdict in slots:
-            self.tenure.answered(slot.frame.position, slot.epoch)
-            self._watcher.answered(verdict)
-        self._in_hand -= len(slots)
-        self._budget.give(len(slots), 0)
+        else:
+            for slot, verdict in answers:
+                self.tenure.answered(slot.frame.position, slot.epoch)
+                self._watcher.answered(verdict)
+            if self._sink.records_progress:
+                self.tenure.committed({partition: step.offset for partition, step in publication.progress.items()})
+                self._watcher.committed(done=True)
+        self._in_hand -= len(answers)
+        self._budget.give(len(answers), 0)
 
     def flush(self) -> None:
         """Nothing more will come: from now on batches are taken without waiting for company."""
@@ -205,6 +229,7 @@ class Flow:
         log.info("partitions %s: %s", change.kind, names or "none")
         if change.kind == "assigned":
             self.tenure.begin(change.partitions)
+            self._claims.update(zip(change.partitions, change.claims, strict=True))
         else:
             self.tenure.end(change.partitions)
         for partition in change.partitions:
@@ -251,14 +276,16 @@ class Flow:
     def _publish(self, slots: list[Slot]) -> None:
         """Send their verdicts, and a dead letter beside each `none`."""
         answers = []
+        progress: dict[Partition, Progress] = {}
         freed_bytes = 0
         for slot in slots:
             position = slot.frame.position
             verdict_id = self._verdict_id(position.partition, position.offset)
             answers.append((slot, verdict_of(slot, self._judge, verdict_id)))
+            progress[slot.partition] = Progress(position.offset + 1, self._claims[slot.partition])
             if slot.fault is not None:
                 self._dead_letters.put(dead_letter_of(slot, slot.fault, verdict_id))
             freed_bytes += slot.held_bytes
         self._budget.give(0, freed_bytes)
-        delivery = self._sink.publish([verdict for _, verdict in answers])
-        self._when_delivered(delivery, answers)
+        delivery = self._sink.publish([verdict for _, verdict in answers], progress)
+        self._when_delivered(delivery, Publication(answers, progress))

@@ -12,34 +12,38 @@ import importlib.util
 import itertools
 import logging
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     CommitFailedError,
     CorruptRecordError,
     IllegalStateError,
     KafkaError,
-    KafkaTimeoutError,
     RebalanceInProgressError,
     RetriableError,
 )
 from kafka.structs import MemberState
 
+from consumer.claims import Claim
 from consumer.delivery import Delivery
 from consumer.errors import BrokerError
 from consumer.events import Position
+from consumer.kafka_client import close_producer, idempotent_producer, refused, send
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
-from consumer.topics import MAX_MESSAGE_BYTES, producer_limits
+from consumer.topics import MAX_MESSAGE_BYTES
 from consumer.wire import frame_from_record, verdict_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kafka.structs import ConsumerGroupMetadata
+
+    from consumer.claims import Progress
     from consumer.events import Frame, Verdict
+    from consumer.kafka_client import Connection
     from consumer.ports import Clock
     from consumer.wire import WireRecord
 
@@ -52,7 +56,6 @@ PARTITION_FETCH_BYTES = 2 * 1024 * 1024
 """A partition's share of an answer. Small, so that a backlog in one does not keep the others waiting; a larger frame
 passes all the same, since a broker sends at least one batch (KIP-74)."""
 
-BOOTSTRAP_S = 10.0
 DELIVERY_S = 24 * 3600.0
 """How long a verdict is tried: a broker that is away is waited for, with fetching held back by the budget, and nothing
 is lost or given up meanwhile."""
@@ -70,40 +73,13 @@ DEAD_LETTER_DELIVERY_S = 20.0
 DEAD_LETTER_REST_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """How to reach the cluster.
-
-    Attributes:
-        bootstrap_servers: host:port, comma-separated.
-        client_id: how we show in the broker's logs and quotas.
-        security: the client's own settings for TLS and SASL, hidden from logs.
-    """
-
-    bootstrap_servers: str
-    client_id: str = "framegate"
-    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def common(self) -> dict[str, Any]:
-        """What consumer and producer have in common."""
-        return {
-            "bootstrap_servers": self.bootstrap_servers.split(","),
-            "client_id": self.client_id,
-            "bootstrap_timeout_ms": int(BOOTSTRAP_S * 1000),
-            "request_timeout_ms": 15_000,
-            "reconnect_backoff_max_ms": 2_000,
-            "metadata_max_age_ms": 60_000,
-            "metrics_enabled": False,
-            **self.security,
-        }
-
-
 class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is not typed
     """Records changes of ownership; runs on the client's I/O thread, where anything slower stops the heartbeats."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.recorded: deque[TenureChange] = deque()
+        self._claims: dict[Partition, Claim] = {}
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Given back in order."""
@@ -118,10 +94,16 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is
         self._record("lost", lost)
 
     def _record(self, kind: Any, partitions: Iterable[TopicPartition]) -> None:
-        """Keep it for the thread that polls."""
+        """Keep it for the thread that polls. Claims end here and now: a commit may be under way on another thread."""
         ours = tuple(sorted(Partition(*partition) for partition in partitions))
-        if ours:
-            self.recorded.append(TenureChange(kind, ours))
+        for partition in ours:
+            if partition in self._claims:
+                self._claims.pop(partition).over = True
+        if not ours:
+            return
+        claims = tuple(Claim() for _ in ours) if kind == "assigned" else ()
+        self._claims.update(zip(ours, claims, strict=bool(claims)))
+        self.recorded.append(TenureChange(kind, ours, claims))
 
 
 class KafkaSource:
@@ -172,7 +154,7 @@ class KafkaSource:
                 receive_message_max_bytes=4 * FETCH_BYTES,
             )
         except KafkaError as error:
-            raise _refused(connection, error) from error
+            raise refused(connection, error) from error
         self._consumer.subscribe([topic], listener=self._changes)
 
     def poll(self, timeout_s: float, max_frames: int) -> Fetched:
@@ -233,6 +215,44 @@ class KafkaSource:
             raise BrokerError(msg) from error
         self._answering = True
         return True
+
+    def rewind(self, timeout_s: float) -> bool:
+        """See `Source`. Positions are read as stable: one that a transaction is about to move is waited for."""
+        end_s = self._clock.monotonic_s() + timeout_s
+        positions: dict[TopicPartition, int | None] = {}
+        try:
+            for partition in sorted(self._held):
+                left_ms = max(1, int((end_s - self._clock.monotonic_s()) * 1000))
+                positions[TopicPartition(*partition)] = self._consumer.committed(
+                    TopicPartition(*partition), timeout_ms=left_ms
+                )
+        except RetriableError as error:
+            log.warning("the committed positions cannot be read for now: %s: %s", type(error).__name__, error)
+            return False
+        except (KafkaError, IllegalStateError) as error:
+            msg = f"committed positions cannot be read: {type(error).__name__}: {error}; check the group's rights"
+            raise BrokerError(msg) from error
+        moved = [partition for partition, offset in positions.items() if self._seek(partition, offset)]
+        self._changes.on_partitions_assigned(moved)
+        return True
+
+    def _seek(self, partition: TopicPartition, offset: int | None) -> bool:
+        """Read on from there; False where the partition was taken from us a moment ago."""
+        try:
+            if offset is None:
+                self._consumer.seek_to_beginning(partition)
+            else:
+                self._consumer.seek(partition, offset)
+        except (IllegalStateError, AssertionError, KeyError):
+            return False
+        return True
+
+    def membership(self) -> ConsumerGroupMetadata:
+        """Who we are in the group at this moment: what the broker checks a transaction's positions against.
+
+        To be asked for before the claims are looked at. Any thread.
+        """
+        return self._consumer.group_metadata()
 
     def lag(self) -> Mapping[Partition, int]:
         """See `Source`."""
@@ -359,6 +379,8 @@ class KafkaSink:
     Keyed by station, so that a station's verdicts stay in one partition and in order.
     """
 
+    records_progress = False
+
     def __init__(
         self, connection: Connection, *, group: str, topic: str, delivery_timeout_s: float = DELIVERY_S
     ) -> None:
@@ -375,20 +397,26 @@ class KafkaSink:
         """
         self._group = group
         self._topic = topic
-        self._producer = _producer(connection, delivery_timeout_s=delivery_timeout_s, max_block_s=SEND_BLOCK_S)
+        self._producer = idempotent_producer(
+            connection, delivery_timeout_s=delivery_timeout_s, max_block_s=SEND_BLOCK_S
+        )
         try:
             # Learnt now, so that the first verdict does not wait for it on the loop's thread.
             self._producer.partitions_for(topic)
         except KafkaError as error:
-            _close(self._producer, 0.0)
-            raise _refused(connection, error) from error
+            close_producer(self._producer, 0.0)
+            raise refused(connection, error) from error
 
-    def publish(self, verdicts: Sequence[Verdict]) -> Delivery:
+    def publish(
+        self,
+        verdicts: Sequence[Verdict],
+        progress: Mapping[Partition, Progress],  # noqa: ARG002 - the source commits
+    ) -> Delivery:
         """See `Sink`."""
         delivery = Delivery(len(verdicts))
         try:
             for verdict in verdicts:
-                future = _send(self._producer, self._topic, verdict_record(verdict, group=self._group))
+                future = send(self._producer, self._topic, verdict_record(verdict, group=self._group))
                 future.add_callback(lambda _: delivery.arrived())
                 future.add_errback(delivery.failed)
         except (KafkaError, IllegalStateError, ValueError, TypeError) as error:
@@ -397,7 +425,7 @@ class KafkaSink:
 
     def close(self, timeout_s: float) -> None:
         """See `Sink`."""
-        _close(self._producer, timeout_s)
+        close_producer(self._producer, timeout_s)
 
 
 class KafkaDeadLetterTopic:
@@ -417,7 +445,7 @@ class KafkaDeadLetterTopic:
         self._topic = topic
         self._clock = clock
         self._rest_until_s = -1.0
-        self._producer = _producer(
+        self._producer = idempotent_producer(
             connection, delivery_timeout_s=DEAD_LETTER_DELIVERY_S, max_block_s=DEAD_LETTER_START_S
         )
         try:
@@ -442,7 +470,7 @@ class KafkaDeadLetterTopic:
             msg = f"topic {self._topic} was not there a moment ago: create it, or go without dead letters"
             raise BrokerError(msg)
         try:
-            return _send(self._producer, self._topic, record)
+            return send(self._producer, self._topic, record)
         except (KafkaError, IllegalStateError, ValueError, TypeError) as error:
             self._rest_until_s = self._clock.monotonic_s() + DEAD_LETTER_REST_S
             msg = f"topic {self._topic} takes no dead letters: {type(error).__name__}: {error}"
@@ -450,53 +478,9 @@ class KafkaDeadLetterTopic:
 
     def close(self, timeout_s: float) -> None:
         """Give up what is not sent within `timeout_s`."""
-        _close(self._producer, timeout_s)
+        close_producer(self._producer, timeout_s)
 
 
 def checksums_are_fast() -> bool:
     """Whether crc32c is there: without it every record is checked in pure Python, twenty times slower."""
     return importlib.util.find_spec("crc32c") is not None
-
-
-def _producer(connection: Connection, *, delivery_timeout_s: float, max_block_s: float) -> KafkaProducer:
-    """An idempotent producer."""
-    common = connection.common()
-    common["request_timeout_ms"] = min(common["request_timeout_ms"], int(delivery_timeout_s * 1000))
-    try:
-        return KafkaProducer(
-            **common,
-            acks="all",
-            enable_idempotence=True,
-            allow_auto_create_topics=False,
-            **producer_limits(),
-            delivery_timeout_ms=int(delivery_timeout_s * 1000),
-            max_block_ms=int(max_block_s * 1000),
-        )
-    except KafkaError as error:
-        raise _refused(connection, error) from error
-
-
-def _send(producer: KafkaProducer, topic: str, record: WireRecord) -> Any:
-    """Hand one record to the producer."""
-    return producer.send(
-        topic, value=record.value, key=record.key, headers=record.headers, timestamp_ms=record.timestamp_ms
-    )
-
-
-def _close(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close it, by force where records are left: `close` alone then raises and leaves its threads running."""
-    try:
-        producer.close(timeout=timeout_s)
-    except KafkaTimeoutError:
-        sender = producer._sender  # noqa: SLF001 - the client has no public way to give up
-        sender.force_close()
-        sender.join(3)
-        producer.close(timeout=1)
-
-
-def _refused(connection: Connection, error: Exception) -> BrokerError:
-    """The cluster could not be used."""
-    return BrokerError(
-        f"Kafka at {connection.bootstrap_servers} cannot be used: {type(error).__name__}: {error}; "
-        "check the address, that the broker runs, and the security settings"
-    )

@@ -10,8 +10,9 @@ import threading
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Literal
 
+from consumer.claims import Claim
 from consumer.delivery import Delivery
-from consumer.errors import BrokerError
+from consumer.errors import BrokerError, GivenUpError
 from consumer.events import EngineRef, ModelRef
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from consumer.claims import Progress
     from consumer.events import DeadLetter, Frame, Verdict
     from consumer.ports import Clock
     from engine.specs import ImageSpec
@@ -98,19 +100,43 @@ class MemorySource:
         self._next: dict[Partition, int] = {}
         self._turns: deque[Partition] = deque()
         self._changes: deque[TenureChange] = deque()
+        self._claims: dict[Partition, Claim] = {}
         self._paused = False
         self.closed = False
+        self.refuse_rewinds = 0
+        """How many further rewinds answer "not now"."""
         self.refuse_commits = 0
         """How many further commits answer "not now"."""
         self.assign(log.partitions)
 
     def assign(self, partitions: Iterable[Partition]) -> None:
         """Own these from the next poll on."""
-        self._changes.append(TenureChange("assigned", tuple(partitions)))
+        ours = tuple(partitions)
+        self._end_claims(ours)
+        claims = tuple(Claim() for _ in ours)
+        self._claims.update(zip(ours, claims, strict=True))
+        self._changes.append(TenureChange("assigned", ours, claims))
 
     def revoke(self, partitions: Iterable[Partition], kind: Literal["revoked", "lost"] = "revoked") -> None:
         """Own these no more from the next poll on."""
-        self._changes.append(TenureChange(kind, tuple(partitions)))
+        gone = tuple(partitions)
+        self._end_claims(gone)
+        self._changes.append(TenureChange(kind, gone))
+
+    def _end_claims(self, partitions: Iterable[Partition]) -> None:
+        """What was computed for these is worth nothing any more."""
+        for partition in partitions:
+            if partition in self._claims:
+                self._claims.pop(partition).over = True
+
+    def rewind(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing to wait for
+        """See `Source`."""
+        self._open()
+        if self.refuse_rewinds:
+            self.refuse_rewinds -= 1
+            return False
+        self.assign(tuple(self._claims))
+        return True
 
     def poll(self, timeout_s: float, max_frames: int) -> Fetched:
         """See `Source`. Partitions take turns frame by frame."""
@@ -191,6 +217,8 @@ class MemorySource:
 class MemorySink:
     """Keeps verdicts in a list. Acknowledges at once, or when told to."""
 
+    records_progress = False
+
     def __init__(self, *, acknowledge: bool = True) -> None:
         """Begin empty; with `acknowledge` false every delivery waits for `settle`."""
         self.verdicts: list[Verdict] = []
@@ -204,7 +232,11 @@ class MemorySink:
         """Deliveries that are not settled."""
         return len(self._open)
 
-    def publish(self, verdicts: Sequence[Verdict]) -> Delivery:
+    def publish(
+        self,
+        verdicts: Sequence[Verdict],
+        progress: Mapping[Partition, Progress],  # noqa: ARG002 - somebody else commits
+    ) -> Delivery:
         """See `Sink`."""
         delivery = Delivery(len(verdicts))
         if self._closed:
@@ -238,6 +270,67 @@ class MemorySink:
         """See `Sink`."""
         self._closed = True
         self.settle(error=BrokerError("the sink was closed before the verdict was acknowledged"))
+
+
+class MemoryTransactions:
+    """A sink that stores verdicts and progress in one step, or neither. Decides at once, or when told to."""
+
+    records_progress = True
+
+    def __init__(self, log: MemoryLog, *, decide: bool = True) -> None:
+        """Begin empty; with `decide` false every publication waits for `commit` or `give_up`."""
+        self.verdicts: list[Verdict] = []
+        self._log = log
+        self._decide = decide
+        self._open: deque[tuple[Delivery, Sequence[Verdict], Mapping[Partition, Progress]]] = deque()
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Publications that are not decided."""
+        return len(self._open)
+
+    def publish(self, verdicts: Sequence[Verdict], progress: Mapping[Partition, Progress]) -> Delivery:
+        """See `Sink`."""
+        delivery = Delivery(len(verdicts))
+        if self._closed:
+            delivery.failed(BrokerError("the sink is closed: open another one"))
+            return delivery
+        self._open.append((delivery, verdicts, progress))
+        if self._decide:
+            self.commit()
+        return delivery
+
+    def commit(self, publications: int | None = None) -> None:
+        """Store the oldest publications, all by default; those whose claims do not run any more are given up."""
+        for _ in range(len(self._open) if publications is None else publications):
+            delivery, verdicts, progress = self._open.popleft()
+            if not all(step.claim.running for step in progress.values()):
+                self._break(delivery, progress, "its partitions were lost")
+                continue
+            self.verdicts.extend(verdicts)
+            self._log.committed.update({partition: step.offset for partition, step in progress.items()})
+            for _ in verdicts:
+                delivery.arrived()
+
+    def give_up(self, publications: int = 1) -> None:
+        """Let the oldest fail without storing anything."""
+        for _ in range(publications):
+            delivery, _, progress = self._open.popleft()
+            self._break(delivery, progress, "told to")
+
+    def close(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing to wait for
+        """See `Sink`."""
+        self._closed = True
+        while self._open:
+            delivery, _, progress = self._open.popleft()
+            self._break(delivery, progress, "the sink was closed")
+
+    @staticmethod
+    def _break(delivery: Delivery, progress: Mapping[Partition, Progress], why: str) -> None:
+        for step in progress.values():
+            step.claim.broken = True
+        delivery.failed(GivenUpError(f"a transaction was given up: {why}"))
 
 
 class MemoryDeadLetters:

@@ -25,10 +25,10 @@ from consumer.judging import Slot, decode_slot, score_slots
 from engine.errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from consumer.delivery import Delivery
-    from consumer.events import Verdict
+    from consumer.flow import Publication
     from consumer.judging import Stamp
     from consumer.ports import Clock, DeadLetters, Fetched, Judge, Sink, Source, Watcher
     from consumer.tenure import Partition
@@ -46,7 +46,7 @@ LAST_WORDS_S = 2.0
 """What is left for the last commit and for leaving the group when the time to drain is used up."""
 
 
-class GivenUpError(WorkError):
+class StoppedAtOnceError(WorkError):
     """A second signal: given up at once. What was not committed is judged again after the next start."""
 
 
@@ -118,6 +118,7 @@ class Pipeline:
             start_decode=self._start_decode,
             start_score=self._start_score,
             when_delivered=self._when_delivered,
+            rewind=self._rewind,
         )
         self._fetcher = Fetcher(
             ports.source,
@@ -144,7 +145,7 @@ class Pipeline:
         Raises:
             BrokerError: the broker refused, a verdict could not be published, or the last commit was not taken.
             WorkError: frames were left unanswered when the time to drain was over; they are judged again.
-            GivenUpError: `stop` was called twice.
+            StoppedAtOnceError: `stop` was called twice.
         """
         self._last_frame_s = self._ports.clock.monotonic_s()
         self._decoders = Crew("decode", self._pace.decode_threads, self._decode, self._on_broken)
@@ -176,7 +177,8 @@ class Pipeline:
         now_s = self._ports.clock.monotonic_s()
         if now_s - self._commit_at_s >= self._pace.commit_every_s:
             self._commit_at_s = now_s
-            self._fetcher.ask_commit(self.flow.tenure.commits(), self.flow.changes)
+            if not self._ports.sink.records_progress:
+                self._fetcher.ask_commit(self.flow.tenure.commits(), self.flow.changes)
         self._ports.watcher.beat("loop")
         self._ports.watcher.held(self.budget.frames, self.budget.held_bytes, self.flow.waiting)
 
@@ -208,7 +210,7 @@ class Pipeline:
         while not (self._halted and self.flow.empty):
             if self._signals > 1:
                 msg = f"given up at once: {self.flow.in_hand} frames unanswered; the next start judges them again"
-                raise GivenUpError(msg)
+                raise StoppedAtOnceError(msg)
             if clock.monotonic_s() >= deadline_s:
                 msg = (
                     f"{self.flow.in_hand} frames could not be answered within {self._pace.drain_s:g} s of stopping: "
@@ -248,9 +250,13 @@ class Pipeline:
         whole = score_slots(self._ports.judge, slots, self._ports.clock)
         self._inbox.put(partial(self.flow.scored, slots, whole=whole))
 
-    def _when_delivered(self, delivery: Delivery, answers: Sequence[tuple[Slot, Verdict]]) -> None:
+    def _when_delivered(self, delivery: Delivery, publication: Publication) -> None:
         """Have the loop told when the broker has answered."""
-        delivery.when_done(partial(self._inbox.put, partial(self.flow.delivered, delivery, answers)))
+        delivery.when_done(partial(self._inbox.put, partial(self.flow.delivered, delivery, publication)))
+
+    def _rewind(self) -> None:
+        """Have the fetch thread read again from the committed positions."""
+        self._fetcher.ask_rewind()
 
     def _on_fetched(self, fetched: Fetched) -> None:
         """On the fetch thread."""

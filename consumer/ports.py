@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from consumer.claims import Claim, Progress
     from consumer.delivery import Delivery
     from consumer.events import DeadLetter, EngineRef, Frame, ModelRef, Verdict
     from consumer.tenure import Partition
@@ -28,10 +29,12 @@ class TenureChange:
     Attributes:
         kind: `assigned`: ours from here on. `revoked`: given back in order. `lost`: taken from us; another member may
             have had them for a while. After `revoked` and `lost` nothing may be committed for them.
+        claims: of `assigned`, one for each partition, in their order; those of before are over.
     """
 
     kind: Literal["assigned", "revoked", "lost"]
     partitions: tuple[Partition, ...]
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,17 @@ class Source(Protocol):
         """
         ...
 
+    def rewind(self, timeout_s: float) -> bool:
+        """Read every partition held again from its committed position: the next poll begins with its `assigned`.
+
+        Returns:
+            False: not now (a broker that is away, a transaction that is not decided yet); nothing moved, ask again.
+
+        Raises:
+            BrokerError: the broker refuses, for good.
+        """
+        ...
+
     def lag(self) -> Mapping[Partition, int]:
         """Frames on the broker that were not fetched yet, per partition, as far as known without asking the broker."""
         ...
@@ -112,11 +126,24 @@ class Sink(Protocol):
     without an error means that every one of its verdicts is stored as safely as the broker stores anything.
 
     Not promised: that a verdict arrives only once (a restart publishes again, under the same verdict id); order across
-    stations; that a failed delivery stored nothing.
+    stations; that a failed delivery stored nothing. Where `records_progress` is true all three are promised but for the
+    order across stations: a delivery without an error has stored the verdicts and the progress together, and one that
+    failed has stored, or will have stored, neither or both: the committed positions tell.
+
+    Attributes:
+        records_progress: whether a delivery records the source's progress too, in one step with the verdicts. Then
+            nobody else may commit. A delivery that fails with `GivenUpError` breaks its claims: rewind the source.
     """
 
-    def publish(self, verdicts: Sequence[Verdict]) -> Delivery:
-        """Begin to send; returns before it is done. A failure is in the delivery, never raised."""
+    records_progress: bool
+
+    def publish(self, verdicts: Sequence[Verdict], progress: Mapping[Partition, Progress]) -> Delivery:
+        """Begin to send; returns before it is done. A failure is in the delivery, never raised.
+
+        Args:
+            verdicts: per partition of frames in the order of the frames, and each partition's without a gap.
+            progress: for each partition that they answer, how far.
+        """
         ...
 
     def close(self, timeout_s: float) -> None:

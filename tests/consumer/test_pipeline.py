@@ -14,8 +14,8 @@ import pytest
 from consumer.budget import Budget, Limits
 from consumer.clock import SystemClock
 from consumer.errors import BrokerError
-from consumer.events import Frame, Position, Verdict
-from consumer.flow import Flow
+from consumer.events import Frame, Position
+from consumer.flow import Flow, Publication
 from consumer.judging import Slot, decode_slot, score_slots
 from consumer.memory_io import (
     BrightnessJudge,
@@ -24,9 +24,10 @@ from consumer.memory_io import (
     MemoryLog,
     MemorySink,
     MemorySource,
+    MemoryTransactions,
     MemoryWatcher,
 )
-from consumer.pipeline import GivenUpError, Pace, Pipeline, Ports
+from consumer.pipeline import Pace, Pipeline, Ports, StoppedAtOnceError
 from consumer.ports import Fetched
 from consumer.tenure import Partition
 from engine.batcher import BatchPolicy
@@ -104,6 +105,7 @@ class Bench:
     """The state machine with its outside in hand: nothing happens unless it is told to."""
 
     partitions: int = 1
+    transactional: bool = False
     policy: BatchPolicy = field(default_factory=lambda: BatchPolicy(4, 0.010, 4))
     clock: ManualClock = field(default_factory=ManualClock)
     judge: MoodyJudge = field(default_factory=MoodyJudge)
@@ -113,11 +115,14 @@ class Bench:
     def __post_init__(self) -> None:
         self.log = MemoryLog(partitions=self.partitions)
         self.source = MemorySource(self.log, self.clock)
-        self.sink = MemorySink(acknowledge=False)
+        self.sink: MemorySink | MemoryTransactions = MemorySink(acknowledge=False)
+        if self.transactional:
+            self.sink = MemoryTransactions(self.log, decide=False)
         self.budget = Budget(Limits(1000, 10**9), PIXEL_BYTES)
         self.decoding: deque[Slot] = deque()
         self.scoring: deque[list[Slot]] = deque()
-        self.sent: deque[tuple[Delivery, Sequence[tuple[Slot, Verdict]]]] = deque()
+        self.sent: deque[tuple[Delivery, Publication]] = deque()
+        self.rewinds = 0
         self.flow = Flow(
             judge=self.judge,
             sink=self.sink,
@@ -129,8 +134,14 @@ class Bench:
             verdict_id=verdict_id,
             start_decode=self.decoding.append,
             start_score=self.scoring.append,
-            when_delivered=lambda delivery, answers: self.sent.append((delivery, answers)),
+            when_delivered=lambda delivery, publication: self.sent.append((delivery, publication)),
+            rewind=self.rewind,
         )
+
+    def rewind(self) -> None:
+        """What the fetch thread does when it is asked to."""
+        self.rewinds += 1
+        assert self.source.rewind(0)
 
     def put(self, *payloads: object, station: str = "a", partition: int = 0) -> None:
         """Append frames."""
@@ -166,7 +177,10 @@ class Bench:
 
     def settle(self, *, error: Exception | None = None) -> None:
         """The broker answers everything."""
-        self.sink.settle(error=error)
+        if isinstance(self.sink, MemorySink):
+            self.sink.settle(error=error)
+        else:
+            self.sink.commit()
         while self.sent:
             self.flow.delivered(*self.sent.popleft())
 
@@ -373,12 +387,58 @@ def test_a_verdict_that_fails_stops_everything_behind_it() -> None:
     bench.fetch()
     bench.decode()
     bench.score()
+    assert isinstance(bench.sink, MemorySink)
     bench.sink.settle(1)
     bench.sink.settle(1, error=TimeoutError("24 hours"))
     bench.flow.delivered(*bench.sent.popleft())
     with pytest.raises(BrokerError, match="frames-0 offset 1 on: TimeoutError: 24 hours"):
         bench.flow.delivered(*bench.sent.popleft())
     assert bench.flow.tenure.commits() == {P0: 1}
+
+
+def test_verdicts_and_positions_stored_in_one_step_leave_nothing_to_commit() -> None:
+    bench = Bench(transactional=True, partitions=2)
+    bench.put(20, 21)
+    bench.put(22, partition=1)
+    bench.run()
+    assert bench.log.committed == {P0: 2, Partition("frames", 1): 1}
+    assert bench.flow.tenure.commits() == {}
+    bench.assert_nothing_in_hand()
+
+
+def test_a_publication_given_up_is_judged_again_and_nothing_behind_it_is_recorded_over_the_gap() -> None:
+    bench = Bench(transactional=True, policy=BatchPolicy(1, 0.0, 1))
+    bench.put(20, 21, 22)
+    bench.fetch()
+    bench.decode()
+    bench.score()
+    sink = bench.sink
+    assert isinstance(sink, MemoryTransactions)
+    sink.commit(1)
+    sink.give_up()
+    sink.commit()  # the third, under the claim that the second broke
+    assert bench.log.committed == {P0: 1}
+    while bench.sent:
+        bench.flow.delivered(*bench.sent.popleft())
+    assert bench.rewinds == 1, "one rewind serves both: the first ends the claim"
+    assert bench.flow.empty
+    bench.run()
+    assert bench.offsets() == [0, 1, 2]
+    assert bench.log.committed == {P0: 3}
+    assert [verdict.verdict_id for verdict in sink.verdicts] == ["0/0", "0/1", "0/2"], "each once"
+
+
+def test_what_was_given_up_because_its_partition_went_needs_no_rewind() -> None:
+    bench = Bench(transactional=True)
+    bench.put(20)
+    bench.fetch()
+    bench.decode()
+    bench.score()
+    bench.source.revoke([P0])
+    bench.settle()
+    assert bench.sink.verdicts == []
+    assert bench.log.committed == {}
+    assert bench.rewinds == 0
 
 
 def test_every_stage_leaves_its_time() -> None:
@@ -595,7 +655,7 @@ def test_a_second_stop_gives_up_at_once() -> None:
     plant.pipeline.stop()
     plant.pipeline.stop()
     thread.join(20)
-    assert isinstance(raised[0], GivenUpError)
+    assert isinstance(raised[0], StoppedAtOnceError)
     assert plant.log.committed == {}
 
 

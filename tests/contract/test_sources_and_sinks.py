@@ -16,7 +16,8 @@ from kafka.errors import KafkaError
 
 from consumer.clock import SystemClock
 from consumer.events import EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
-from consumer.kafka_io import Connection, KafkaSink, KafkaSource
+from consumer.kafka_client import Connection
+from consumer.kafka_io import KafkaSink, KafkaSource
 from consumer.memory_io import MemoryLog, MemorySink, MemorySource
 from consumer.tenure import Partition
 from consumer.topics import ensure_topics, producer_limits
@@ -276,6 +277,30 @@ class SourceContract:
         assert second.offsets(0) == [7, 8, 9]
         assert second.offsets(1) == list(range(10))
 
+    def test_a_rewind_brings_everything_again_from_the_committed_positions(self, world: World) -> None:
+        for number in range(20):
+            world.put(number % 2, b"x")
+        reading = Reading(world.source())
+        reading.until_frames(20)
+        source, before = reading.source, reading.changes[-1]
+        assert source.commit({Partition(world.topic, 0): 4}, 5.0)
+        assert all(claim.running for claim in before.claims)
+        reading.frames.clear()
+        assert source.rewind(10.0)
+        assert all(claim.over for claim in before.claims), "at once: a commit may be under way elsewhere"
+        reading.until_frames(16)
+        assert reading.offsets(0) == list(range(4, 10))
+        assert reading.offsets(1) == list(range(10))
+        again = reading.changes[-1]
+        assert (again.kind, set(again.partitions)) == ("assigned", set(reading.held))
+        assert len(again.claims) == 2
+        assert all(claim.running for claim in again.claims)
+        source.pause()
+        assert source.rewind(10.0)
+        assert reading.poll().frames == (), "a rewind does not end a pause"
+        source.resume()
+        reading.until_frames(32)
+
     def test_a_pause_holds_frames_back_and_loses_none(self, world: World) -> None:
         for number in range(6):
             world.put(number % 2, b"x")
@@ -298,8 +323,8 @@ class SinkContract:
     def test_a_delivery_without_an_error_is_stored_in_order(self, world: World) -> None:
         sink = world.sink()
         told: list[int] = []
-        deliveries = [sink.publish([verdict(2 * n), verdict(2 * n + 1)]) for n in range(20)]
-        deliveries.append(sink.publish([verdict(n, "b") for n in range(20)]))
+        deliveries = [sink.publish([verdict(2 * n), verdict(2 * n + 1)], {}) for n in range(20)]
+        deliveries.append(sink.publish([verdict(n, "b") for n in range(20)], {}))
         for number, delivery in enumerate(deliveries):
             delivery.when_done(lambda number=number: told.append(number))  # type: ignore[misc] # bound now
         end_s = time.monotonic() + PATIENCE_S
@@ -312,7 +337,7 @@ class SinkContract:
         assert [vid for station, vid in published if station == "b"] == [f"b{n:04}" for n in range(20)]
 
     def test_nothing_to_publish_is_done_at_once(self, world: World) -> None:
-        delivery = world.sink().publish([])
+        delivery = world.sink().publish([], {})
         assert delivery.done
         assert delivery.error is None
 
@@ -320,7 +345,7 @@ class SinkContract:
         sink = world.sink()
         sink.close(5.0)
         sink.close(5.0)
-        delivery = sink.publish([verdict(0)])
+        delivery = sink.publish([verdict(0)], {})
         assert delivery.done
         assert delivery.error is not None
 
@@ -391,8 +416,8 @@ class TestKafka(SourceContract, SinkContract):
 
     def test_a_verdict_that_breaks_its_contract_fails_its_delivery_only(self, world: KafkaWorld) -> None:
         sink = world.sink()
-        wrong = sink.publish([replace(verdict(0), defect_probability=None)])
-        right = sink.publish([verdict(1)])
+        wrong = sink.publish([replace(verdict(0), defect_probability=None)], {})
+        right = sink.publish([verdict(1)], {})
         end_s = time.monotonic() + PATIENCE_S
         while not right.done and time.monotonic() < end_s:
             time.sleep(0.01)

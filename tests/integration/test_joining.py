@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consumer.clock import SystemClock
-from consumer.kafka_io import Connection, KafkaSource
+from consumer.kafka_client import Connection
+from consumer.kafka_io import KafkaSource
 from consumer.topics import ensure_topics
 
 if TYPE_CHECKING:

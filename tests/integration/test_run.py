@@ -26,7 +26,7 @@ from consumer.broker import EmbeddedBroker
 from consumer.config import Settings
 from consumer.errors import BrokerError, TopicError
 from consumer.memory_io import BrightnessJudge
-from consumer.pipeline import GivenUpError
+from consumer.pipeline import StoppedAtOnceError
 from consumer.topics import ensure_topics, producer_limits
 from consumer.wire import parse_verdict
 from engine.preprocess import preprocess
@@ -230,7 +230,7 @@ def test_giving_up_loses_nothing_and_a_frame_judged_again_keeps_its_id(line: Lin
         return preprocess(payload, SPEC)
 
     # Whether anything was left in hand when the second signal came is up to the machine.
-    with suppress(GivenUpError):
+    with suppress(StoppedAtOnceError):
         serve(replace(line.settings, idle_exit_s=None), BrightnessJudge(SPEC, stop_twice))
     line.serve()
     verdicts = line.verdicts()

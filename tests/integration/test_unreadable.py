@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from kafka import KafkaProducer
 
 from consumer.clock import SystemClock
-from consumer.kafka_io import Connection, KafkaSource
+from consumer.kafka_client import Connection
+from consumer.kafka_io import KafkaSource
 from consumer.topics import ensure_topics
 
 if TYPE_CHECKING:

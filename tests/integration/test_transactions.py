@@ -1,0 +1,323 @@
+"""Exactly once on a real Apache Kafka: the sink's own promises, and the holes of the client that it is built around.
+
+The tests of the holes drive kafka-python alone. They fail on the day that a newer version closes one, which is the day
+to make `consumer.transactions` simpler.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+from consumer.claims import Progress
+from consumer.clock import SystemClock
+from consumer.errors import BrokerError, GivenUpError
+from consumer.kafka_client import Connection
+from consumer.kafka_io import KafkaSource
+from consumer.tenure import Partition
+from consumer.topics import ensure_topics
+from consumer.transactions import TransactionalSink
+from tests.contract.test_sources_and_sinks import PATIENCE_S, Reading, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from consumer.claims import Claim
+    from consumer.delivery import Delivery
+    from tests.kafka_cluster import RunningBroker
+
+pytestmark = pytest.mark.apache
+CLOCK = SystemClock()
+
+
+class Line:
+    """Frames, verdicts, a member of the group that has all partitions, and sinks."""
+
+    def __init__(self, broker: RunningBroker, mark: str) -> None:
+        self.connection = Connection(broker.bootstrap_servers)
+        self.frames, self.verdicts, self.group, self.mark = f"frames-{mark}", f"verdicts-{mark}", f"group-{mark}", mark
+        ensure_topics(
+            broker.bootstrap_servers,
+            partitions=2,
+            replication=1,
+            frames=self.frames,
+            verdicts=self.verdicts,
+            dead=f"dead-{mark}",
+        )
+        self.producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+        for number in range(20):
+            self.producer.send(self.frames, b"%d" % number, key=b"a", partition=number % 2)
+        self.producer.flush(20)
+        self.reading = self.member()
+        self.opened: list[Any] = []
+
+    def member(self) -> Reading:
+        source = KafkaSource(self.connection, group=self.group, topic=self.frames, clock=CLOCK, session_timeout_s=6.0)
+        reading = Reading(source)
+        reading.until(lambda: len(reading.held) == 2)
+        return reading
+
+    @property
+    def source(self) -> KafkaSource:
+        assert isinstance(self.reading.source, KafkaSource)
+        return self.reading.source
+
+    def sink(self, name: str = "one") -> TransactionalSink:
+        sink = TransactionalSink(
+            self.connection,
+            group=self.group,
+            topic=self.verdicts,
+            transactional_id=f"{self.mark}-{name}",
+            membership=self.source.membership,
+            clock=CLOCK,
+        )
+        self.opened.append(sink)
+        return sink
+
+    def claim(self, partition: int = 0) -> Claim:
+        """Of the running tenure."""
+        for change in reversed(self.reading.changes):
+            for owned, claim in zip(change.partitions, change.claims, strict=False):
+                if owned.number == partition:
+                    return claim
+        raise AssertionError
+
+    def progress(self, offset: int, partition: int = 0) -> dict[Partition, Progress]:
+        return {Partition(self.frames, partition): Progress(offset, self.claim(partition))}
+
+    def committed(self, partition: int = 0) -> int | None:
+        reader = KafkaConsumer(
+            bootstrap_servers=self.connection.bootstrap_servers, group_id=self.group, isolation_level="read_committed"
+        )
+        try:
+            found: int | None = reader.committed(TopicPartition(self.frames, partition), timeout_ms=15_000)
+            return found
+        finally:
+            reader.close()
+
+    def visible(self) -> list[str]:
+        """Verdict ids that a reader of committed records sees, once the topic's end is decided."""
+        reader = KafkaConsumer(
+            bootstrap_servers=self.connection.bootstrap_servers,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+        )
+        try:
+            partitions = [TopicPartition(self.verdicts, number) for number in range(2)]
+            reader.assign(partitions)
+            found: list[str] = []
+            silent_s = time.monotonic() + 1.5
+            while time.monotonic() < silent_s:
+                for records in reader.poll(timeout_ms=200).values():
+                    found += [dict(record.headers)["ce_id"].decode() for record in records]
+                    silent_s = time.monotonic() + 1.5
+            return found
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        for sink in self.opened:
+            sink.close(3.0)
+        self.source.close(3.0)
+        self.producer.close(timeout=5)
+
+
+@pytest.fixture
+def line(apache_kafka: RunningBroker, unique: str) -> Iterator[Line]:
+    line = Line(apache_kafka, unique)
+    yield line
+    line.close()
+
+
+def settled(delivery: Delivery) -> Exception | None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not delivery.done:
+        assert time.monotonic() < end_s, "never settled"
+        time.sleep(0.005)
+    return delivery.error
+
+
+def test_verdicts_and_positions_become_visible_together(line: Line) -> None:
+    sink = line.sink()
+    deliveries = [sink.publish([verdict(n)], line.progress(n + 1)) for n in range(10)]
+    assert [settled(delivery) for delivery in deliveries] == [None] * 10
+    assert line.visible() == [f"a{n:04}" for n in range(10)]
+    assert line.committed() == 10
+    assert line.committed(1) is None
+
+
+def test_a_claim_that_is_over_is_given_up_and_what_follows_under_a_broken_one_too(line: Line) -> None:
+    sink = line.sink()
+    claim = line.claim(0)
+    both = line.progress(1) | line.progress(1, partition=1)
+    claim.over = True
+    assert isinstance(settled(sink.publish([verdict(0)], both)), GivenUpError)
+    # Partition 1 is still ours, and what was given up of it must not be passed over.
+    assert isinstance(settled(sink.publish([verdict(1)], line.progress(2, partition=1))), GivenUpError)
+    assert line.visible() == []
+    assert line.committed() is None
+    assert line.committed(1) is None
+    assert line.source.rewind(10.0)
+    line.reading.poll()
+    assert settled(sink.publish([verdict(2)], line.progress(1, partition=1))) is None
+    assert line.visible() == ["a0002"]
+    assert line.committed(1) == 1
+
+
+def test_positions_of_an_older_generation_are_refused_by_the_broker(line: Line) -> None:
+    sink = line.sink()
+    old = line.source.membership()
+    line.source._consumer._coordinator.request_rejoin()
+    line.reading.until(lambda: line.source.membership().generation_id > old.generation_id)
+    line.reading.until(line.source.ready)
+    sink._membership = lambda: old
+    assert isinstance(settled(sink.publish([verdict(0)], line.progress(1))), GivenUpError)
+    sink._membership = line.source.membership
+    assert line.visible() == []
+    assert line.committed() is None
+    assert line.source.rewind(10.0)
+    line.reading.poll()
+    assert settled(sink.publish([verdict(1)], line.progress(1))) is None
+    assert line.visible() == ["a0001"], "a new producer, and what was aborted stays unseen"
+
+
+def test_a_commit_whose_answer_is_lost_is_found_out_by_the_positions(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = line.sink()
+    real = sink._wait
+
+    def lose(result: Any, end_s: float, doing: str) -> None:
+        real(result, end_s, doing)
+        if doing == "committing":
+            monkeypatch.undo()
+            msg = "the answer was lost"
+            raise KafkaTimeoutError(msg)
+
+    monkeypatch.setattr(sink, "_wait", lose)
+    assert isinstance(settled(sink.publish([verdict(0), verdict(1)], line.progress(2))), GivenUpError)
+    line.reading.frames.clear()
+    assert line.source.rewind(10.0)
+    line.reading.until_frames(18)
+    assert line.reading.offsets(0) == list(range(2, 10)), "the two that were committed do not come again"
+    assert settled(sink.publish([verdict(2)], line.progress(3))) is None
+    assert line.visible() == ["a0000", "a0001", "a0002"]
+
+
+def test_a_send_that_failed_is_never_committed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = line.sink()
+    producer = sink._producer
+    assert producer is not None
+    real: Callable[..., Any] = producer.send
+
+    def expire(*arguments: Any, **options: Any) -> Any:
+        future = real(*arguments, **options)
+        future.get(timeout=10)
+        future.is_done, future.value, future.exception = True, None, KafkaTimeoutError("expired")
+        return future
+
+    monkeypatch.setattr(producer, "send", expire)
+    assert isinstance(settled(sink.publish([verdict(0)], line.progress(1))), GivenUpError)
+    assert line.visible() == []
+    assert line.committed() is None
+
+
+def test_a_dead_consumers_transaction_is_decided_by_the_next_one_of_the_same_id(line: Line) -> None:
+    dead = KafkaProducer(
+        bootstrap_servers=line.connection.bootstrap_servers,
+        transactional_id=f"{line.mark}-one",
+        transaction_timeout_ms=60_000,
+    )
+    dead.init_transactions()
+    dead.begin_transaction()
+    dead.send(line.verdicts, b"{}", key=b"a", headers=[("ce_id", b"dead")]).get(10)
+    partition = TopicPartition(line.frames, 0)
+    dead.send_offsets_to_transaction({partition: OffsetAndMetadata(5, "", -1)}, line.source.membership())
+    began_s = time.monotonic()
+    sink = line.sink()
+    assert settled(sink.publish([verdict(0)], line.progress(1))) is None
+    assert line.visible() == ["a0000"]
+    assert line.committed() == 1
+    assert time.monotonic() - began_s < 20, "not the sixty seconds of its timeout"
+    with pytest.raises(KafkaError):
+        dead.commit_transaction()
+    dead._sender.force_close()
+    assert line.visible() == ["a0000"], "a zombie is fenced"
+
+
+def test_two_consumers_of_one_id_do_not_fight_for_ever(line: Line) -> None:
+    one, two = line.sink("same"), line.sink("same")
+    failure: Exception | None = None
+    offset = 0
+    for _ in range(20):
+        for sink in (one, two):
+            assert line.source.rewind(10.0)
+            line.reading.poll()
+            error = settled(sink.publish([verdict(offset)], line.progress(offset + 1)))
+            if error is None:
+                offset += 1
+            elif not isinstance(error, GivenUpError):
+                failure = error
+        if failure is not None:
+            break
+    assert isinstance(failure, BrokerError)
+    assert "another --instance" in str(failure)
+    assert line.visible() == [f"a{n:04}" for n in range(offset)], "whoever was fenced, each once"
+
+
+def test_closing_gives_up_what_has_not_begun_and_loses_no_word_about_it(line: Line) -> None:
+    sink = line.sink()
+    deliveries = [sink.publish([verdict(n)], line.progress(n + 1)) for n in range(50)]
+    sink.close(5.0)
+    errors = [settled(delivery) for delivery in deliveries]
+    stored = errors.count(None)
+    assert errors == [None] * stored + [error for error in errors[stored:] if isinstance(error, GivenUpError)]
+    assert line.committed() == (stored or None)
+    assert len(line.visible()) == stored
+
+
+class TestHolesOfTheClient:
+    """What kafka-python 3.0.12 does alone."""
+
+    def test_a_commit_succeeds_after_a_send_has_expired(self, line: Line) -> None:
+        producer = KafkaProducer(
+            bootstrap_servers=line.connection.bootstrap_servers,
+            transactional_id=f"{line.mark}-hole",
+            delivery_timeout_ms=300,
+            request_timeout_ms=200,
+            linger_ms=0,
+        )
+        producer.init_transactions()
+        producer.begin_transaction()
+        partition = TopicPartition(line.verdicts, 0)
+        producer.send(line.verdicts, b"{}", partition=1, headers=[("ce_id", b"kept")]).get(10)
+        producer._accumulator.muted.add(partition)  # as while an earlier batch of it is under way
+        lost = producer.send(line.verdicts, b"{}", partition=0, headers=[("ce_id", b"lost")])
+        end_s = time.monotonic() + 10
+        while not lost.is_done and time.monotonic() < end_s:
+            time.sleep(0.02)
+        producer._accumulator.muted.discard(partition)
+        assert lost.failed()
+        producer.commit_transaction()  # raises nothing
+        producer.close(timeout=5)
+        assert line.visible() == ["kept"]
+
+    def test_positions_survive_an_abort(self, line: Line) -> None:
+        producer = KafkaProducer(
+            bootstrap_servers=line.connection.bootstrap_servers, transactional_id=f"{line.mark}-hole"
+        )
+        producer.init_transactions()
+        manager = producer._transaction_manager
+        stale = line.source.membership()
+        wrong = type(stale)(group_id=stale.group_id, generation_id=stale.generation_id + 5, member_id=stale.member_id)
+        producer.begin_transaction()
+        producer.send(line.verdicts, b"{}", partition=1, headers=[("ce_id", b"aborted")]).get(10)
+        with pytest.raises(KafkaError):
+            producer.send_offsets_to_transaction({TopicPartition(line.frames, 0): OffsetAndMetadata(9, "", -1)}, wrong)
+        producer.abort_transaction()
+        assert manager._pending_txn_offset_commits, "closed: the next transaction would not commit them"
+        producer.close(timeout=5)
