@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import tomllib
 from dataclasses import dataclass, field
@@ -155,10 +156,10 @@ class Settings:
             raise SettingsError(msg)
         return self.delivery or ("at-least-once" if embedded else "exactly-once")
 
-    @property
     def transactional_id(self) -> str:
-        """Ours alone, and the same after a restart where an instance is named."""
-        return f"framegate-{self.group}-{self.instance or f'{socket.gethostname()}-{os.getpid()}'}"
+        """Ours alone: of the instance, the same after a restart, or a new one for each call where none is named."""
+        own = self.instance or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        return f"framegate-{self.group}-{own}"
 
     def session_s(self, *, embedded: bool) -> float:
         """The session timeout to ask for."""

@@ -89,6 +89,10 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is
         """Ours."""
         self._record("assigned", assigned)
 
+    def broken(self) -> list[Partition]:
+        """Partitions that are ours and whose claims are broken."""
+        return sorted(partition for partition, claim in list(self._claims.items()) if claim.broken)
+
     def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         """Taken from us: the session ended."""
         self._record("lost", lost)
@@ -221,7 +225,7 @@ class KafkaSource:
         end_s = self._clock.monotonic_s() + timeout_s
         positions: dict[TopicPartition, int | None] = {}
         try:
-            for partition in sorted(self._held):
+            for partition in self._changes.broken():
                 left_ms = max(1, int((end_s - self._clock.monotonic_s()) * 1000))
                 positions[TopicPartition(*partition)] = self._consumer.committed(
                     TopicPartition(*partition), timeout_ms=left_ms

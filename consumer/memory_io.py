@@ -135,7 +135,7 @@ class MemorySource:
         if self.refuse_rewinds:
             self.refuse_rewinds -= 1
             return False
-        self.assign(tuple(self._claims))
+        self.assign(tuple(partition for partition, claim in self._claims.items() if claim.broken))
         return True
 
     def poll(self, timeout_s: float, max_frames: int) -> Fetched:

@@ -96,7 +96,10 @@ class Source(Protocol):
         ...
 
     def rewind(self, timeout_s: float) -> bool:
-        """Read every partition held again from its committed position: the next poll begins with its `assigned`.
+        """Read the partitions whose claims are broken again from their committed positions, each under a new claim.
+
+        The next poll begins with their `assigned`. The others go on: a position of theirs may be on its way to the
+        broker, and what is read meanwhile could be older.
 
         Returns:
             False: not now (a broker that is away, a transaction that is not decided yet); nothing moved, ask again.
