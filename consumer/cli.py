@@ -44,6 +44,12 @@ _CLIENT = click.option(
 @click.option("--http-host", default="127.0.0.1", metavar="ADDRESS", help="Where /metrics, /live and /ready listen.")
 @click.option("--http-port", default=9108, metavar="PORT", help="Their port; 0 takes a free one, -1 serves none.")
 @click.option(
+    "--deadline-s",
+    type=float,
+    metavar="S",
+    help="A frame older than this is answered none/late, without the engine. Default: any age is judged.",
+)
+@click.option(
     "--delivery",
     type=click.Choice(["exactly-once", "at-least-once"]),
     help="How verdicts are delivered. Default: exactly once on Apache Kafka, at least once on the embedded broker.",
@@ -65,7 +71,7 @@ _CLIENT = click.option(
 @click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help="Log lines on standard error.")
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
 def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
-    """Judge the frames of a topic: one verdict per frame, in order per station, at least once.
+    """Judge the frames of a topic: one verdict per frame, in order per station.
 
     Goes on where the group last committed; a new group begins at the oldest frame kept, so no frame is skipped. On
     SIGTERM or Ctrl-C it answers what is in hand, commits and ends with 0; a second signal gives up at once with 1, and

@@ -90,6 +90,7 @@ class Settings:
         backend: what computes.
         log_format: `text` or `json`.
         idle_exit_s: end when no frame came for that long; None: never.
+        deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
     """
 
     bundle: str
@@ -114,6 +115,7 @@ class Settings:
     backend: str = "auto"
     log_format: Literal["text", "json"] = "text"
     idle_exit_s: float | None = None
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is opened."""
@@ -129,6 +131,9 @@ class Settings:
         _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
         _at_least("--drain-s", self.drain_s, 0)
         _at_least("--idle-exit-s", self.idle_exit_s, 0)
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            msg = f"--deadline-s {self.deadline_s:g} is no deadline: expected more than 0 seconds"
+            raise SettingsError(msg)
         low_s, high_s = SESSION_RANGE_S
         if self.session_timeout_s is not None and not low_s <= self.session_timeout_s <= high_s:
             msg = f"--session-timeout-s {self.session_timeout_s:g} is out of range: expected {low_s:g} to {high_s:g}"
@@ -176,6 +181,7 @@ class Settings:
             decode_threads=self.decode_threads or min(8, os.cpu_count() or 1),
             drain_s=self.drain_s,
             idle_exit_s=self.idle_exit_s,
+            deadline_s=self.deadline_s,
         )
 
 
