@@ -96,7 +96,10 @@ class Source(Protocol):
         ...
 
     def rewind(self, timeout_s: float) -> bool:
-        """Read every partition held again from its committed position: the next poll begins with its `assigned`.
+        """Read each partition whose claim is broken again from its committed position, under a new claim.
+
+        The next poll begins with its `assigned`. The others go on: a commit of theirs may be under way, and read again
+        from before it their frames would be judged twice.
 
         Returns:
             False: not now (a broker that is away, a transaction that is not decided yet); nothing moved, ask again.
