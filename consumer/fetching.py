@@ -112,7 +112,7 @@ class Fetcher:
             self._wanted = _Wanted(positions, changes)
 
     def ask_rewind(self) -> None:
-        """Read again from the committed positions, as soon as the source can."""
+        """Read what was given up again from the committed positions, as soon as the source can."""
         self._rewind = True
 
     def halt(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from consumer.wire import WireRecord
 
 BOOTSTRAP_S = 10.0
+
+FORCED_S = 1.0
+"""How long a sender is waited for that was told to give up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,18 @@ def send(producer: KafkaProducer, topic: str, record: WireRecord) -> Any:
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close it, by force where records are left: `close` alone then raises and leaves its threads running."""
+    """Close it, by force where records are left: `close` alone then raises and leaves its threads running.
+
+    A sender that waits for a silent broker ends when that wait does, a few seconds later, without sending any more.
+    """
     try:
         producer.close(timeout=timeout_s)
     except KafkaTimeoutError:
         sender = producer._sender  # noqa: SLF001 - the client has no public way to give up
         sender.force_close()
-        sender.join(3)
-        producer.close(timeout=1)
+        sender.join(FORCED_S)
+        with suppress(KafkaTimeoutError):
+            producer.close(timeout=0)
 
 
 def refused(connection: Connection, error: Exception) -> BrokerError:

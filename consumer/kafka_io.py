@@ -37,7 +37,7 @@ from consumer.topics import MAX_MESSAGE_BYTES
 from consumer.wire import frame_from_record, verdict_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kafka.structs import ConsumerGroupMetadata
 
@@ -84,6 +84,11 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is
         self.recorded: deque[TenureChange] = deque()
         self._claims: dict[Partition, Claim] = {}
 
+    @property
+    def broken(self) -> tuple[Partition, ...]:
+        """Held partitions whose claim a sink has broken."""
+        return tuple(sorted(partition for partition, claim in self._claims.items() if claim.broken))
+
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Given back in order."""
         self._record("revoked", revoked)
@@ -91,10 +96,6 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Ours."""
         self._record("assigned", assigned)
-
-    def broken(self) -> list[Partition]:
-        """Partitions that are ours and whose claims are broken."""
-        return sorted(partition for partition, claim in list(self._claims.items()) if claim.broken)
 
     def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         """Taken from us: the session ended."""
@@ -111,6 +112,25 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc] # the client is
         claims = tuple(Claim() for _ in ours) if kind == "assigned" else ()
         self._claims.update(zip(ours, claims, strict=bool(claims)))
         self.recorded.append(TenureChange(kind, ours, claims))
+
+
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc] # the client is not typed
+    """Cooperative-sticky, telling the group's leader of what we really hold.
+
+    In kafka-python 3.0.12 the assignor tells of what it was last given, also after the group has thrown us out and
+    others have it. The leader then takes that for ours and hands it to us in the same generation in which its true
+    owner still has it: both may commit for it then.
+    """
+
+    def __init__(self, held: Callable[[], Iterable[TopicPartition]]) -> None:
+        """`held` is asked on the client's I/O thread before each request to join."""
+        super().__init__()
+        self._held = held
+
+    def metadata(self, topics: Iterable[str]) -> Any:
+        """What a request to join says of us."""
+        self.member_assignment = list(self._held())
+        return super().metadata(topics)
 
 
 class KafkaSource:
@@ -152,7 +172,7 @@ class KafkaSource:
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
                 allow_auto_create_topics=False,
-                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                partition_assignment_strategy=(_Assignor(self._held_when_joining),),
                 session_timeout_ms=session_ms,
                 heartbeat_interval_ms=min(3_000, session_ms // 6),
                 max_poll_interval_ms=max(60_000, session_ms),
@@ -228,8 +248,9 @@ class KafkaSource:
         """See `Source`. Positions are read as stable: one that a transaction is about to move is waited for."""
         end_s = self._clock.monotonic_s() + timeout_s
         positions: dict[TopicPartition, int | None] = {}
+        self._forget_positions()
         try:
-            for partition in self._changes.broken():
+            for partition in self._changes.broken:
                 left_ms = max(1, int((end_s - self._clock.monotonic_s()) * 1000))
                 positions[TopicPartition(*partition)] = self._consumer.committed(
                     TopicPartition(*partition), timeout_ms=left_ms
@@ -318,6 +339,31 @@ class KafkaSource:
         if held:
             self._next[partition] = offset + 1
         return Fetched(changes, (frame,) if held else (), at_s)
+
+    def _held_when_joining(self) -> Iterable[TopicPartition]:
+        """What is ours as a request to join goes out; on the client's I/O thread.
+
+        Where the group has thrown us out, nothing is. The client tells its listener so before it begins to join, but
+        not where it is found out by a join that had begun already: kafka-python 3.0.12 then goes on reading as if
+        nothing had happened, from where it was, whatever others have answered meanwhile.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - the client tells it nowhere in public
+        subscription = coordinator._subscription  # noqa: SLF001 - the same
+        held: set[TopicPartition] = subscription.assigned_partitions()
+        if held and coordinator._generation.is_lost():  # noqa: SLF001 - the same
+            self._changes.on_partitions_lost(held)
+            subscription.assign_from_subscribed([])
+            held = set()
+        self._forget_positions()
+        return held
+
+    def _forget_positions(self) -> None:
+        """Have committed positions asked for anew.
+
+        kafka-python 3.0.12 keeps a question that nobody has waited for to its end, and gives its answer, however old,
+        to the next one who asks for the same partitions.
+        """
+        self._consumer._coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - see above
 
     def _mend_join(self) -> None:
         """Have a rejoin finished that the client has begun and forgotten.

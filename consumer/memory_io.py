@@ -136,7 +136,9 @@ class MemorySource:
         if self.refuse_rewinds:
             self.refuse_rewinds -= 1
             return False
-        self.assign(tuple(partition for partition, claim in self._claims.items() if claim.broken))
+        broken = [partition for partition, claim in self._claims.items() if claim.broken]
+        if broken:
+            self.assign(broken)
         return True
 
     def poll(self, timeout_s: float, max_frames: int) -> Fetched:

@@ -99,10 +99,10 @@ class Source(Protocol):
         ...
 
     def rewind(self, timeout_s: float) -> bool:
-        """Read the partitions whose claims are broken again from their committed positions, each under a new claim.
+        """Read each partition whose claim is broken again from its committed position, under a new claim.
 
-        The next poll begins with their `assigned`. The others go on: a position of theirs may be on its way to the
-        broker, and what is read meanwhile could be older.
+        The next poll begins with its `assigned`. The others go on: a commit of theirs may be under way, and read again
+        from before it their frames would be judged twice.
 
         Returns:
             False: not now (a broker that is away, a transaction that is not decided yet); nothing moved, ask again.

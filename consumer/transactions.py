@@ -11,7 +11,8 @@ kafka-python 3.0.12 has holes here, and each is designed around:
 
 The broker refuses positions of an older generation of the group. What it does not check is whether a partition is ours
 in the generation that we name. So the membership is asked for first and the claims are looked at second: a partition
-whose claim still runs then was ours in that membership.
+whose claim still runs then was ours in that membership. And it takes positions of nobody (no member, no generation) at
+any time, which is what the client calls itself from the moment that it hears of its exclusion: those are never sent.
 """
 
 from __future__ import annotations
@@ -88,14 +89,10 @@ class _Publication:
         return all(step.claim.running for step in self.progress.values())
 
     def give_up(self, why: str) -> None:
-        """Break its claims first: nothing later may be recorded over the gap."""
-        self.break_claims()
-        self.delivery.failed(GivenUpError(why))
-
-    def break_claims(self) -> None:
-        """Nothing later may be recorded under them."""
+        """Break its claims first: nothing later may be recorded over the gap. Only once its fate is decided."""
         for step in self.progress.values():
             step.claim.broken = True
+        self.delivery.failed(GivenUpError(why))
 
     def settle(self) -> None:
         """It is stored."""
@@ -226,7 +223,9 @@ class TransactionalSink:
         membership = self._membership()  # before the claims are looked at
         running = []
         for publication in publications:  # in order: what one gives up, a later one must not pass over
-            if publication.runs:
+            if not _belongs(membership):
+                publication.give_up("the group has excluded this consumer")
+            elif publication.runs:
                 running.append(publication)
             else:
                 publication.give_up("its partitions were lost, or an earlier publication of theirs was given up")
@@ -287,8 +286,6 @@ class TransactionalSink:
         why = f"{type(error).__name__}: {error}"
         log.warning("a transaction of %d publications failed: %s", len(publications), why)
         self._broken(why)
-        for publication in publications:
-            publication.break_claims()
         failure = self._fatal(error)
         if self._producer is not None:
             close_producer(self._producer, 0.0)
@@ -369,3 +366,8 @@ class TransactionalSink:
                 close_producer(producer, 0.0)
             raise refused(self._connection, error) from error
         return producer
+
+
+def _belongs(membership: Any) -> bool:
+    """Whether this names a member of a group in one of its generations."""
+    return membership.generation_id >= 0 and bool(membership.member_id)

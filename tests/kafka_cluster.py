@@ -20,11 +20,14 @@ import uuid
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from consumer.children import bound_command
 from consumer.errors import BrokerError
 from consumer.topics import check_topics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 POM = Path(__file__).parent / "integration" / "pom.xml"
 HOST = "127.0.0.1"
@@ -75,6 +78,7 @@ class _Node:
     node_id: int
     port: int
     controller_port: int
+    fronted_port: int
     folder: Path
     process: subprocess.Popen[bytes] | None = None
 
@@ -154,13 +158,30 @@ class ApacheKafka:
 
     kind: Literal["apache"] = "apache"
 
-    def __init__(self, brokers: Literal[1, 3], directory: Path) -> None:
-        """Choose ports and folders; `directory` is made where it is not there. Nothing is started yet."""
-        ports = _free_ports(2 * brokers)
+    def __init__(
+        self,
+        brokers: Literal[1, 3],
+        directory: Path,
+        *,
+        settings: Mapping[str, object] | None = None,
+        fronts: Mapping[int, int] | None = None,
+    ) -> None:
+        """Choose ports and folders; nothing is started yet.
+
+        Args:
+            brokers: how many.
+            directory: made where it is not there.
+            settings: further settings of every broker.
+            fronts: for each node the port of a proxy. Brokers then have a second listener, at `fronted_port`, that
+                sends its clients to those ports: whoever bootstraps through a proxy meets nothing but proxies.
+        """
+        ports = _free_ports(3 * brokers)
+        self._settings = dict(settings or {})
+        self._fronts = dict(fronts or {})
         self._cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._directory = directory
         self._nodes = {
-            node_id: _Node(node_id, ports.pop(), ports.pop(), directory / f"broker-{node_id}")
+            node_id: _Node(node_id, ports.pop(), ports.pop(), ports.pop(), directory / f"broker-{node_id}")
             for node_id in range(1, brokers + 1)
         }
         self.nodes = tuple(self._nodes)
@@ -169,6 +190,10 @@ class ApacheKafka:
     def bootstrap_servers(self) -> str:
         """Addresses of all brokers, also of those that are stopped."""
         return ",".join(f"{HOST}:{node.port}" for node in self._nodes.values())
+
+    def fronted_port(self, node_id: int) -> int:
+        """Where the listener behind the node's front is."""
+        return self._nodes[node_id].fronted_port
 
     def pid(self, node_id: int) -> int | None:
         """Process id of a broker; None while it does not run."""
@@ -229,12 +254,16 @@ class ApacheKafka:
 
     def start_broker(self, node_id: int) -> None:
         """Start a broker that was stopped or killed, with its data and ports, and wait until it is back."""
+        self.launch_broker(node_id)
+        self._wait_until_up(sum(node.alive for node in self._nodes.values()))
+
+    def launch_broker(self, node_id: int) -> None:
+        """As `start_broker`, without waiting."""
         node = self._nodes[node_id]
         if node.alive:
             msg = f"broker {node_id} already runs as process {self.pid(node_id)}"
             raise BrokerError(msg)
         self._launch(node)
-        self._wait_until_up(sum(node.alive for node in self._nodes.values()))
 
     def __enter__(self) -> Self:
         """Start the cluster; see `start`."""
@@ -254,6 +283,10 @@ class ApacheKafka:
 
     def _properties(self, node: _Node) -> str:
         copies = min(3, len(self._nodes))
+        front = self._fronts.get(node.node_id)
+        addresses = [f"BROKER://{HOST}:{node.port}"]
+        fronted = [f"FRONT://{HOST}:{node.fronted_port}"] if front is not None else []
+        advertised = [f"FRONT://{HOST}:{front}"] if front is not None else []
         voters = ",".join(f"{other.node_id}@{HOST}:{other.controller_port}" for other in self._nodes.values())
         settings = {
             "process.roles": "broker,controller",
@@ -261,9 +294,9 @@ class ApacheKafka:
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "BROKER",
-            "listeners": f"BROKER://{HOST}:{node.port},CONTROLLER://{HOST}:{node.controller_port}",
-            "advertised.listeners": f"BROKER://{HOST}:{node.port}",
-            "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join([*addresses, *fronted, f"CONTROLLER://{HOST}:{node.controller_port}"]),
+            "advertised.listeners": ",".join([*addresses, *advertised]),
+            "listener.security.protocol.map": "BROKER:PLAINTEXT,FRONT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": node.folder / "data",
             "auto.create.topics.enable": "false",
             "default.replication.factor": copies,
@@ -288,6 +321,7 @@ class ApacheKafka:
             # A dead broker is noticed in seconds, not in nine of them.
             "broker.heartbeat.interval.ms": 500,
             "broker.session.timeout.ms": 3000,
+            **self._settings,
         }
         return "".join(f"{key}={value}\n" for key, value in settings.items())
 

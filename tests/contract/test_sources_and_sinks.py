@@ -202,6 +202,13 @@ class Reading:
         return [frame.position.offset for frame in self.frames if frame.position.partition == partition]
 
 
+def break_claims(reading: Reading) -> None:
+    """As a sink does that gave up publications of every partition."""
+    for change in reading.changes:
+        for claim in change.claims:
+            claim.broken = True
+
+
 def verdict(offset: int, station: str = "a") -> Verdict:
     """A verdict that can be told from others."""
     frame = Frame(Position("frames", 0, offset), station, f"f{offset}", b"", 1.76e9, 1.76e9 + 0.1)
@@ -277,38 +284,41 @@ class SourceContract:
         assert second.offsets(0) == [7, 8, 9]
         assert second.offsets(1) == list(range(10))
 
-    def test_a_rewind_brings_what_is_broken_again_from_the_committed_position(self, world: World) -> None:
+    def test_a_rewind_brings_what_is_broken_again_from_the_committed_positions(self, world: World) -> None:
         for number in range(20):
             world.put(number % 2, b"x")
         reading = Reading(world.source())
         reading.until_frames(20)
-        source = reading.source
-        claims = {
-            partition: claim
-            for change in reading.changes
-            for partition, claim in zip(change.partitions, change.claims, strict=True)
-        }
-        first, second = claims[Partition(world.topic, 0)], claims[Partition(world.topic, 1)]
-        assert first.running
+        source, before = reading.source, reading.changes[-1]
         assert source.commit({Partition(world.topic, 0): 4}, 5.0)
+        assert all(claim.running for claim in before.claims)
         reading.frames.clear()
-        first.broken = True
         assert source.rewind(10.0)
-        assert first.over
-        assert second.running, "its next position may be on its way"
-        reading.until_frames(6)
+        assert all(claim.running for claim in before.claims), "nothing was broken"
+        break_claims(reading)
+        assert source.rewind(10.0)
+        assert all(claim.over for claim in before.claims), "at once: a commit may be under way elsewhere"
+        reading.until_frames(16)
         assert reading.offsets(0) == list(range(4, 10))
-        assert reading.offsets(1) == []
+        assert reading.offsets(1) == list(range(10))
         again = reading.changes[-1]
-        assert (again.kind, again.partitions) == ("assigned", (Partition(world.topic, 0),))
-        (claim,) = again.claims
-        assert claim.running
+        assert (again.kind, set(again.partitions)) == ("assigned", set(reading.held))
+        assert len(again.claims) == 2
+        assert all(claim.running for claim in again.claims)
         source.pause()
-        claim.broken = second.broken = True
+        break_claims(reading)
         assert source.rewind(10.0)
         assert reading.poll().frames == (), "a rewind does not end a pause"
         source.resume()
-        reading.until_frames(6 + 6 + 10)
+        reading.until_frames(32)
+        kept, broken = reading.changes[-1].claims
+        broken.broken = True
+        reading.frames.clear()
+        assert source.rewind(10.0)
+        number = reading.changes[-1].partitions[1].number
+        reading.until_frames(6 if number == 0 else 10)
+        assert {frame.position.partition for frame in reading.frames} == {number}
+        assert (kept.running, broken.over) == (True, True), "a commit of the other may be under way"
 
     def test_a_pause_holds_frames_back_and_loses_none(self, world: World) -> None:
         for number in range(6):

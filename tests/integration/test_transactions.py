@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.future import Future
+from kafka.structs import ConsumerGroupMetadata
 
+from consumer import kafka_client
 from consumer.claims import Progress
 from consumer.clock import SystemClock
 from consumer.errors import BrokerError, GivenUpError
-from consumer.kafka_client import Connection
+from consumer.kafka_client import Connection, close_producer, idempotent_producer
 from consumer.kafka_io import KafkaSource
 from consumer.tenure import Partition
 from consumer.topics import ensure_topics
 from consumer.transactions import TransactionalSink
-from tests.contract.test_sources_and_sinks import PATIENCE_S, Reading, verdict
+from tests.contract.test_sources_and_sinks import PATIENCE_S, Reading, break_claims, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,6 +91,10 @@ class Line:
 
     def progress(self, offset: int, partition: int = 0) -> dict[Partition, Progress]:
         return {Partition(self.frames, partition): Progress(offset, self.claim(partition))}
+
+    def rewind_all(self) -> None:
+        break_claims(self.reading)
+        assert self.source.rewind(10.0)
 
     def committed(self, partition: int = 0) -> int | None:
         reader = KafkaConsumer(
@@ -202,8 +209,8 @@ def test_a_commit_whose_answer_is_lost_is_found_out_by_the_positions(
     monkeypatch.setattr(sink, "_wait", lose)
     assert isinstance(settled(sink.publish([verdict(0), verdict(1)], line.progress(2))), GivenUpError)
     line.reading.frames.clear()
-    assert line.source.rewind(10.0)
-    line.reading.until_frames(8)
+    line.rewind_all()
+    line.reading.until_frames(18)
     assert line.reading.offsets(0) == list(range(2, 10)), "the two that were committed do not come again"
     assert settled(sink.publish([verdict(2)], line.progress(3))) is None
     assert line.visible() == ["a0000", "a0001", "a0002"]
@@ -273,19 +280,121 @@ def test_two_consumers_of_one_id_do_not_fight_for_ever(line: Line) -> None:
     offset = 0
     for _ in range(20):
         for sink in (one, two):
+            line.rewind_all()
+            line.reading.poll()
             error = settled(sink.publish([verdict(offset)], line.progress(offset + 1)))
             if error is None:
                 offset += 1
             elif not isinstance(error, GivenUpError):
                 failure = error
-            else:
-                assert line.source.rewind(10.0)
-                line.reading.poll()
         if failure is not None:
             break
     assert isinstance(failure, BrokerError)
     assert "another --instance" in str(failure)
     assert line.visible() == [f"a{n:04}" for n in range(offset)], "whoever was fenced, each once"
+
+
+def test_a_rewind_leaves_a_partition_alone_whose_transaction_is_under_way(line: Line) -> None:
+    """One partition's gap is read again while the thread of the transactions goes on with the other's."""
+    sink = line.sink()
+    line.reading.until_frames(20)
+    line.reading.frames.clear()
+    line.claim(1).broken = True
+    producer = sink._producer
+    assert producer is not None
+    manager = producer._transaction_manager
+    real, looked = manager.send_offsets_to_transaction, []
+
+    def rewind_first(*arguments: Any) -> Any:
+        looked.append(line.source.rewind(10.0))
+        return real(*arguments)
+
+    manager.send_offsets_to_transaction = rewind_first
+    assert settled(sink.publish([verdict(0), verdict(1)], line.progress(2))) is None
+    assert looked == [True]
+    line.reading.until_frames(10)
+    assert line.reading.poll().frames == ()
+    assert line.reading.offsets(1) == list(range(10)), "the gap"
+    assert line.reading.offsets(0) == [], "these are answered: read again, they would be answered twice"
+
+
+def test_a_consumer_that_the_group_has_excluded_publishes_nothing(line: Line) -> None:
+    sink = line.sink()
+    line.source._consumer._coordinator.reset_generation()  # what a heartbeat's answer does, on the client's own thread
+    assert isinstance(settled(sink.publish([verdict(0)], line.progress(1))), GivenUpError)
+    assert line.visible() == []
+    assert line.committed() is None
+
+
+@pytest.mark.parametrize("joining", [False, True])
+def test_an_excluded_member_claims_nothing_when_it_joins_again(line: Line, joining: bool) -> None:
+    """Found out by a heartbeat or, worse, by a join that had begun: the client then tells its listener nothing."""
+    before = [line.claim(0), line.claim(1)]
+    coordinator = line.source._consumer._coordinator
+    real, told = coordinator.group_protocols, []
+
+    def listen() -> Any:
+        protocols = real()
+        told.append([owned.partitions for _, metadata in protocols for owned in metadata.owned_partitions])
+        return protocols
+
+    coordinator.group_protocols = listen
+    coordinator.rejoining = joining
+    coordinator.reset_generation()
+    changes = len(line.reading.changes)
+    line.reading.until(lambda: len(line.reading.changes) >= changes + 2)
+    assert [change.kind for change in line.reading.changes[changes:]] == ["lost", "assigned"]
+    assert all(claim.over for claim in before)
+    assert told
+    assert all(owned == [] for owned in told), "others may have had them for a while"
+    sink = line.sink()
+    assert settled(sink.publish([verdict(0)], line.progress(1))) is None
+
+
+def test_a_question_for_positions_that_nobody_waited_for_is_not_answered_later(line: Line) -> None:
+    """Asked for before a rebalance and answered after the next, it would have frames judged that others answered."""
+    coordinator = line.source._consumer._coordinator
+    both = [TopicPartition(line.frames, number) for number in range(2)]
+    keys = [frozenset(both), *(frozenset([partition]) for partition in both)]
+
+    def leave_old_answers() -> None:
+        for key in keys:
+            old = {partition: OffsetAndMetadata(1, "", -1) for partition in key}
+            coordinator._offset_fetch_futures[key] = Future().success(old)
+
+    sink = line.sink()
+    assert settled(sink.publish([verdict(n) for n in range(4)], line.progress(4))) is None
+    assert settled(sink.publish([verdict(9)], line.progress(4, partition=1))) is None
+    line.reading.until_frames(20)
+    line.reading.frames.clear()
+    leave_old_answers()
+    line.rewind_all()
+    line.reading.until_frames(12)
+    assert line.reading.offsets(0) == line.reading.offsets(1) == list(range(4, 10))
+    line.reading.frames.clear()
+    leave_old_answers()
+    coordinator.reset_generation()
+    line.reading.until_frames(12)
+    assert line.reading.offsets(0) == line.reading.offsets(1) == list(range(4, 10))
+
+
+def test_a_producer_whose_sender_does_not_end_is_closed_all_the_same(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread may wait for a silent broker for longer than anybody has time for."""
+    monkeypatch.setattr(kafka_client, "FORCED_S", 0.05)
+    producer = idempotent_producer(line.connection, delivery_timeout_s=60.0, max_block_s=10.0)
+    producer.partitions_for(line.verdicts)
+    producer._accumulator.muted.add(TopicPartition(line.verdicts, 0))
+    producer.send(line.verdicts, b"{}", partition=0)
+    forced = producer._sender.force_close
+    with monkeypatch.context() as deaf:
+        deaf.setattr(producer._sender, "force_close", lambda: None)
+        close_producer(producer, 0.0)
+    assert producer._sender.is_alive(), "as if it still waited"
+    forced()
+    producer._sender.join(10)
+    assert not producer._sender.is_alive()
 
 
 def test_closing_gives_up_what_has_not_begun_and_loses_no_word_about_it(line: Line) -> None:
@@ -340,3 +449,17 @@ class TestHolesOfTheClient:
         producer.abort_transaction()
         assert manager._pending_txn_offset_commits, "closed: the next transaction would not commit them"
         producer.close(timeout=5)
+
+    def test_the_broker_takes_positions_of_nobody_while_the_group_has_members(self, line: Line) -> None:
+        """Not the client's hole, but it calls itself nobody from the moment that it hears of its exclusion."""
+        producer = KafkaProducer(
+            bootstrap_servers=line.connection.bootstrap_servers, transactional_id=f"{line.mark}-hole"
+        )
+        producer.init_transactions()
+        producer.begin_transaction()
+        nobody = ConsumerGroupMetadata(group_id=line.group)
+        producer.send_offsets_to_transaction({TopicPartition(line.frames, 0): OffsetAndMetadata(9, "", -1)}, nobody)
+        producer.commit_transaction()
+        producer.close(timeout=5)
+        assert line.source.ready()
+        assert line.committed() == 9
