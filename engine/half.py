@@ -9,39 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.errors import GraphError
+from engine.graph import is_quantized, read_graph
 
 _HALF_OPS = frozenset({"Transpose", "Sub", "Conv", "Clip", "Add"})
 """What may run in float16. Whatever else there is begins the float32 part, and so does whatever reads from that."""
-_QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _HALF_MAX = float(np.finfo(np.float16).max)
-
-
-def read_graph(data: bytes) -> onnx.ModelProto:
-    """A whole and valid ONNX graph.
-
-    Raises:
-        GraphError: it is not one.
-    """
-    try:
-        model = onnx.load_model_from_string(data)
-        onnx.checker.check_model(model, full_check=True)
-    except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        detail = " ".join(str(error).split())[:300]
-        msg = (
-            f"the graph of {len(data)} bytes cannot be loaded ({detail}): expected a whole ONNX file that Framegate "
-            "wrote; train the bundle again or fetch it anew"
-        )
-        raise GraphError(msg) from error
-    return model
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether the graph says itself, by Q/DQ pairs, what runs in int8: such a graph is not to be made float16."""
-    return any(node.op_type in _QUANTIZED_OPS for node in model.graph.node)
 
 
 def typed_graph(data: bytes, precision: str) -> bytes:
