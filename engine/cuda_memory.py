@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -160,8 +160,9 @@ class Gpu:
         """See `Device.close`: take the context off this thread and release it."""
         if self._context is not None:
             context, self._context = self._context, None
-            context.pop()
-            context.detach()
+            with suppress(self._cuda.Error):  # a GPU that failed may refuse even this; there is nothing left to save
+                context.pop()
+                context.detach()
 
 
 class DeviceMemory:
