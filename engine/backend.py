@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.specs import BatchProfile, TensorSpec
+    from engine.tensorrt_options import TensorRTOptions
 
 SLOTS = 2
 """Batches that may be in a backend at once: while one computes, the next is copied in and the last copied out."""
@@ -102,20 +103,30 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-fp32")
 
 
-def open_backend(name: str, graph: bytes) -> Backend:
+def open_backend(name: str, graph: bytes, *, tensorrt: TensorRTOptions | None = None) -> Backend:
     """Open a backend on a serving graph.
+
+    `tensorrt` holds the settings of the backends of that name; which of the two it is decides the precision.
 
     Raises:
         InputError: there is no backend of that name.
         GraphError: the graph is corrupt or not one of ours.
+        DeviceError: `tensorrt`: what it needs is missing, too old or failed.
+        PlanError: `tensorrt`: no plan can be built, kept or loaded.
     """
     if name in {"auto", "onnxruntime"}:
         from engine.backend_onnx import OnnxBackend  # noqa: PLC0415 - only when asked for
 
         return OnnxBackend(graph)
+    if name in {"tensorrt", "tensorrt-fp32"}:
+        from engine.backend_tensorrt import TensorRTBackend  # noqa: PLC0415 - only when asked for
+        from engine.tensorrt_options import TensorRTOptions  # noqa: PLC0415
+
+        precision = "fp16" if name == "tensorrt" else "fp32"
+        return TensorRTBackend(graph, replace(tensorrt or TensorRTOptions(), precision=precision))
     msg = f"backend {name!r} is not known: expected one of {', '.join(BACKENDS)}"
     raise InputError(msg)
 

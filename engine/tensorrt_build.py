@@ -128,7 +128,8 @@ def _parse(parser: Any, network: Any, graph: bytes) -> None:
         reasons.append(f"{f'node {node!r}: ' if node else ''}{' '.join(problem.desc().split())[:300]}")
     msg = (
         f"TensorRT cannot read the graph of {len(graph)} bytes ({'; '.join(reasons) or 'no reason given'}): expected "
-        "an ONNX graph that Framegate wrote, quantized symmetrically if at all; train the bundle again or fetch it anew"
+        "an ONNX graph that Framegate wrote, if quantized then to symmetric int8 without quantized biases; train the "
+        "bundle again or fetch it anew"
     )
     raise GraphError(msg)
 

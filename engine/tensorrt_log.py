@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 8
-_OUT_OF_MEMORY = ("outofmemory", "out of memory", "cudaerrormemoryallocation", "cuda_error_out_of_memory")
+_OUT_OF_MEMORY = ("outofmemory", "out of memory", "out_of_memory", "memoryallocation", "within workspace limit")
 
 
 class Complaints:
