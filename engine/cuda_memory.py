@@ -251,11 +251,11 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _driver_version(supported: int, path: Path = _KERNEL_MODULE) -> str:
+def _driver_version(supported: int) -> str:
     """The driver's own version where the kernel tells it, else the CUDA it supports."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = _KERNEL_MODULE.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     found = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
-    return found[0] if found else f"for CUDA {_dotted(supported)}"
+    return found[0] if found else f"of CUDA {_dotted(supported)}"

@@ -144,7 +144,8 @@ def test_the_primary_context_is_retained_pushed_and_given_back(driver: Any) -> N
 def test_memory_is_what_pycuda_gave_and_is_freed_once(driver: Any) -> None:
     gpu = open_gpu(0, 13_000)
     buffer, pinned, stream = gpu.alloc(100), gpu.alloc_pinned(100), gpu.stream()
-    assert (buffer.address, stream.handle, pinned.array.shape, pinned.array.dtype) == (4096, 77, (100,), np.uint8)
+    assert (buffer.address, stream.handle) == (4096, 77)
+    assert (pinned.array.shape, str(pinned.array.dtype)) == ((100,), "uint8")
     gpu.copy_in(buffer, pinned.array[:10], stream)
     gpu.copy_out(pinned.array[:10], buffer, stream)
     assert [(type(a).__name__, type(b).__name__, c.handle) for a, b, c in driver.copies] == [

@@ -221,7 +221,10 @@ def test_a_weight_beyond_float16_is_named() -> None:
 
 
 def test_a_quantized_graph_is_left_in_int8() -> None:
-    scale, zero = numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z")
+    scale, zero = (
+        numpy_helper.from_array(np.array(value, dtype), name)
+        for value, dtype, name in ((0.1, np.float32, "s"), (0, np.int8, "z"))
+    )
     model = cast_first(read_graph(graph()))
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     source = first.input[0]
