@@ -21,6 +21,7 @@ VERBS = {
     "data": ("trainer.cli", "data"),
     "score": ("engine.cli", "score"),
     "verify": ("engine.cli", "verify"),
+    "build": ("engine.cli_build", "build"),
     "run": ("consumer.cli", "run"),
     "camera": ("consumer.cli_camera", "camera"),
     "broker": ("consumer.cli", "broker"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
 import threading
 import traceback
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -159,7 +158,7 @@ class TensorRTBackend:
         open_device = self._open_device or _default_device()
         device = self._device = open_device(self._options.gpu, _needed_cuda())
         self.device = f"{device.name} (compute {device.capability[0]}.{device.capability[1]}, driver {device.driver})"
-        cache = PlanCache(self._options.plans or default_folder(os.environ), self._check_stop)
+        cache = PlanCache(self._options.plans or default_folder({}), self._check_stop)
         plans = Plans(trt, device, cache, typed, ServingShapes.of(model), self._tell)
         while not self._fits(trt, device, plans):
             halved = self._options.largest // 2

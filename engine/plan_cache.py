@@ -34,7 +34,11 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
-    """Where plans lie when nothing was said: the user's cache folder, as the XDG base directories have it."""
+    """Where plans lie when nothing was said: the user's cache folder, as the XDG base directories have it.
+
+    Args:
+        environment: the process's, read at the edge; an empty one leaves the folder below the user's home.
+    """
     named = Path(environment.get("XDG_CACHE_HOME") or "")
     # A relative XDG_CACHE_HOME is to be ignored, says the specification.
     base = named if named.is_absolute() else Path(environment.get("HOME") or "~").expanduser() / ".cache"

@@ -33,7 +33,7 @@ class TensorRTOptions:
         workspace_bytes: scratch memory that a plan may use; None: all that the GPU has.
         memory_limit_bytes: device memory for plans, scratch and buffers together; None: all that is free.
         gpu: which GPU, counted from 0 as CUDA does.
-        plans: folder of the plan cache; None: `plan_cache.default_folder`.
+        plans: folder of the plan cache; None: below the user's home. The commands pass `plan_cache.default_folder`.
         warm: run every size of batch once before saying ready; the first use of a size can take seconds.
     """
 

@@ -381,9 +381,11 @@ class Runtime:
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
         self._trt.opened().note("deserialize")
+        about, _, graph = plan.partition(b"\0")
+        if not graph:
+            self._trt.fail["deserialize_cuda_engine"] = 1  # another's plan
         if self._trt.refuses("deserialize_cuda_engine"):
             return None
-        about, _, graph = plan.partition(b"\0")
         return Engine(self._trt, json.loads(about)["profiles"], graph)
 
     def __del__(self) -> None:
