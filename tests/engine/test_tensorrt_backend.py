@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -392,3 +393,24 @@ def test_without_tensorrt_there_is_one_clear_error() -> None:
     assert done.stdout.startswith("TensorRT is not installed")
     assert "[gpu]" in done.stdout
     assert "--backend auto" in done.stdout
+
+
+class Failing:
+    """Finds tensorrt, and fails as it does where its libraries are not."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "tensorrt":
+            msg = "libnvinfer.so.11: cannot open shared object file"
+            raise ImportError(msg)
+
+
+def test_a_tensorrt_that_does_not_load_or_is_too_old_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    old: Any = ModuleType("tensorrt")
+    old.__version__ = "10.13.3.9"
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(DeviceError, match=r"TensorRT 10\.13\.3\.9 is too old: expected 11 or newer"):
+        TensorRTBackend(graph())
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.setattr(sys, "meta_path", [Failing(), *sys.meta_path])
+    with pytest.raises(DeviceError, match=r"cannot be loaded \(libnvinfer.* --backend auto"):
+        TensorRTBackend(graph())

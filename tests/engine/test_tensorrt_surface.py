@@ -11,15 +11,19 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.fake_tensorrt import SURFACE, FakeTensorRT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ENGINE = Path(__file__).resolve().parents[2] / "engine"
 SOURCES = ("backend_tensorrt", "tensorrt_build", "tensorrt_log", "tensorrt_plans", "tensorrt_session")
@@ -73,13 +77,26 @@ _LOOK = """
 import json, sys
 import tensorrt_bindings as trt
 public = lambda thing: [name for name in dir(thing) if not name.startswith("_")]
-json.dump({"version": trt.__version__, "names": {name: public(getattr(trt, name)) for name in public(trt)}}, sys.stdout)
+names = {name: public(getattr(trt, name)) for name in public(trt)}
+text = lambda name, member: getattr(getattr(getattr(trt, name), member), "__doc__", "")
+texts = {f"{name}.{member}": text(name, member) for name in names for member in [*names[name], "__init__"]}
+json.dump({"version": trt.__version__, "names": names, "texts": texts}, sys.stdout)
+"""
+_START = """
+import tensorrt_bindings as trt
+from engine.errors import DeviceError
+from engine.tensorrt_build import build_plan
+from engine.tensorrt_options import TensorRTOptions
+try:
+    build_plan(trt, b"", (), TensorRTOptions())
+except DeviceError as error:
+    print(error)
 """
 
 
 @pytest.fixture(scope="module")
-def surface(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The real bindings' names: of the module, and of everything in it."""
+def on_stubs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Runs Python code with the real bindings in reach; what it writes."""
     if importlib.util.find_spec("tensorrt_bindings") is None:
         pytest.skip("TensorRT's bindings are not installed (x86_64 only)")
     if platform.system() != "Linux" or shutil.which("gcc") is None:
@@ -89,15 +106,21 @@ def surface(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for soname in _SONAMES:
         command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", soname, "stub.c"]
         subprocess.run(command, cwd=folder, check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", _LOOK],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+
+    def run(code: str) -> str:
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ENGINE.parent, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def surface(on_stubs: Callable[[str], str]) -> dict[str, Any]:
+    """The real bindings' names, of the module and of everything in it, and what they say of themselves."""
+    found: dict[str, Any] = json.loads(on_stubs(_LOOK))
     return found
 
 
@@ -113,6 +136,19 @@ class Names(ast.NodeVisitor):
 
     def __init__(self) -> None:
         self.found: set[str] = set()
+        self.calls: set[tuple[str, int]] = set()
+
+    def visit_Call(self, node: ast.Call) -> None:
+        before = self.found
+        self.found = set()
+        self.visit(node.func)
+        called = self.found
+        self.found = before | called
+        if isinstance(node.func, ast.Attribute):
+            self.calls |= {(name, len(node.args)) for name in called if name.split(".")[-1] == node.func.attr}
+            assert not (called and node.keywords), f"{called} is called by keyword: say so by position"
+        for argument in [*node.args, *node.keywords]:
+            self.visit(argument)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         chain = [node.attr]
@@ -137,11 +173,24 @@ class Names(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def names_in_use() -> set[str]:
+def collected() -> Names:
     names = Names()
     for source in SOURCES:
         names.visit(ast.parse((ENGINE / f"{source}.py").read_text(encoding="utf-8")))
-    return {name for name in names.found if "__" not in name}
+    return names
+
+
+def names_in_use() -> set[str]:
+    return {name for name in collected().found if "__" not in name}
+
+
+def accepted(text: str, name: str) -> list[tuple[int, int]]:
+    """How many arguments each overload takes, least and most, without self: read off the bindings' own signatures."""
+    counts = []
+    for signature in re.findall(rf"\b{name}\((self[^\n]*)\) ->", text):
+        _, *arguments = re.split(r", (?=\w+: )", signature)
+        counts.append((len(arguments) - sum(" = " in argument for argument in arguments), len(arguments)))
+    return counts
 
 
 def test_every_source_that_is_given_the_module_is_looked_at() -> None:
@@ -173,6 +222,24 @@ def test_the_collection_finds_what_matters() -> None:
 def test_every_name_that_the_engine_uses_is_there(surface: dict[str, Any]) -> None:
     assert surface["version"].split(".")[0] == "11"
     assert sorted(name for name in names_in_use() if not has(surface, name)) == []
+
+
+def test_every_call_has_as_many_arguments_as_the_real_one_takes(surface: dict[str, Any]) -> None:
+    calls = {(name, count) for name, count in collected().calls if "__" not in name}
+    calls = {(name if "." in name else f"{name}.__init__", count) for name, count in calls}
+    assert ("IExecutionContext.set_device_memory", 2) in calls
+    assert ("OnnxParser.__init__", 2) in calls
+    wrong = []
+    for name, count in sorted(calls):
+        overloads = accepted(surface["texts"][name] or "", name.split(".")[1])
+        if not any(least <= count <= most for least, most in overloads):
+            wrong.append(f"{name} is called with {count}: it takes {overloads}")
+    assert wrong == []
+
+
+def test_without_a_gpu_the_real_builder_ends_in_one_clear_error(on_stubs: Callable[[str], str]) -> None:
+    """The stubs give null where TensorRT would: what the real bindings make of it, the engine makes an error of."""
+    assert on_stubs(_START).startswith("TensorRT cannot start its builder (")
 
 
 def test_what_was_removed_is_not_there_and_not_used(surface: dict[str, Any]) -> None:
