@@ -10,7 +10,8 @@ import importlib.metadata
 import logging
 import threading
 import traceback
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+import weakref
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 from engine.backend import Features, Slots, Ticket, check_batch, in_groups
@@ -18,6 +19,7 @@ from engine.cuda import DeviceMemoryError
 from engine.errors import DeviceError, HeadError
 from engine.graph import ServingShapes, is_quantized, read_graph
 from engine.half import typed_graph
+from engine.owner_thread import OwnerThread
 from engine.plan_cache import PlanCache, default_folder
 from engine.specs import BatchProfile
 from engine.tensorrt_options import TensorRTOptions
@@ -45,6 +47,7 @@ class TensorRTBackend:
     Attributes:
         plans: the plans in use, in the order of their profiles.
         warm_up_s: batch size -> seconds its first run took; empty where `options.warm` is off.
+        most_heads: heads that one batch may have.
     """
 
     name = "tensorrt"
@@ -73,27 +76,24 @@ class TensorRTBackend:
                 batch of one.
             PlanError: no plan can be built, kept or loaded.
         """
-        self._options = options or TensorRTOptions()
-        self._graph, self._progress, self._trt, self._open_device = graph, progress, trt, open_device
+        options = options or TensorRTOptions()
+        self.inputs = ServingShapes.of(read_graph(graph)).inputs
         self._slots = Slots()
         self._out: dict[int, tuple[Future[None], int]] = {}
-        self._device: Device | None = None
-        self._session: Session | None = None
-        self._stop = threading.Event()
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="engine-cuda")
-        self._closed = False
-        self.plans: tuple[PlanReport, ...] = ()
-        self.warm_up_s: Mapping[int, float] = {}
-        self.inputs = ServingShapes.of(read_graph(graph)).inputs
-        self.device, self.precision = "", self._options.precision
+        self._work = work = _Work(graph, options, progress, trt, open_device)
+        self._owner = OwnerThread("engine-cuda")
+        # Also when nobody calls `close`: once nothing holds the backend any more, at the latest when Python ends.
+        self._end = weakref.finalize(self, _end, self._owner, work)
         try:
-            self._owner.submit(self._open).result()
+            self._owner.submit(work.open).result()
         except BaseException:
-            self._stop.set()
-            self.close()
+            work.stop.set()
+            self._end()
             raise
-        largest = self._options.largest
-        self.profile = BatchProfile(1, min(self._options.throughput.best, largest), largest)
+        self.device, self.precision = work.description, work.precision
+        self.plans, self.warm_up_s = work.plans, work.warm_up_s
+        self.most_heads, largest = options.most_heads, work.options.largest
+        self.profile = BatchProfile(1, min(options.throughput.best, largest), largest)
 
     def infer(
         self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False
@@ -104,15 +104,15 @@ class TensorRTBackend:
     def submit(self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False) -> Ticket:
         """See `Backend.submit`. At most `options.most_heads` heads."""
         check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
-        if weights.shape[1] > self._options.most_heads:
+        if weights.shape[1] > self.most_heads:
             msg = (
-                f"batch has {weights.shape[1]} heads: expected at most {self._options.most_heads}, for which the plan "
-                "was built; score them in turns or raise most_heads"
+                f"batch has {weights.shape[1]} heads: expected at most {self.most_heads}, as the plan was built for; "
+                "score them in turns or raise most_heads"
             )
             raise HeadError(msg)
         ticket, slot = self._slots.take()
         columns, offsets = in_groups(weights, biases)
-        begun = self._owner.submit(self._begin, slot, images, columns, offsets, locations=locations)
+        begun = self._owner.submit(self._work.begin, slot, images, columns, offsets, locations=locations)
         self._out[slot] = begun, weights.shape[1]
         return ticket
 
@@ -122,24 +122,47 @@ class TensorRTBackend:
         begun, heads = self._out.pop(slot)
         try:
             begun.result()
-            return self._owner.submit(self._finish, slot, heads).result()
+            return self._owner.submit(self._work.finish, slot, heads).result()
         finally:
             self._slots.give_back(ticket)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        if self._closed:
-            return
-        self._closed = True
-        self._owner.submit(self._release).result()
-        self._owner.shutdown()
+        self._end()
 
-    def _begin(
-        self, slot: int, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool
+
+def _end(owner: OwnerThread, work: _Work) -> None:
+    """Have everything given back; also from the owner thread, should the garbage collector find the backend there."""
+    done = owner.submit(work.release)
+    owner.end()
+    if not owner.is_current():
+        done.result()
+
+
+class _Work:
+    """What the owner thread does and holds. It knows nothing of the backend, whose end must not depend on it."""
+
+    def __init__(
+        self,
+        graph: bytes,
+        options: TensorRTOptions,
+        progress: Callable[[BuildStep], None] | None,
+        trt: Any,
+        open_device: Callable[[int, int], Device] | None,
     ) -> None:
+        self.options = options
+        self.stop = threading.Event()
+        self.description, self.precision = "", options.precision
+        self.plans: tuple[PlanReport, ...] = ()
+        self.warm_up_s: Mapping[int, float] = {}
+        self._graph, self._progress, self._trt, self._open_device = graph, progress, trt, open_device
+        self._device: Device | None = None
+        self._session: Session | None = None
+
+    def begin(self, slot: int, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool) -> None:
         self._opened().begin(slot, images, weights, biases, locations=locations)
 
-    def _finish(self, slot: int, heads: int) -> Features:
+    def finish(self, slot: int, heads: int) -> Features:
         return self._opened().finish(slot, heads)
 
     def _opened(self) -> Session:
@@ -148,37 +171,38 @@ class TensorRTBackend:
             raise DeviceError(msg)
         return self._session
 
-    def _open(self) -> None:
-        """On the owner thread: from nothing to ready."""
+    def open(self) -> None:
+        """From nothing to ready."""
         trt = self._trt or _import_tensorrt()
         model = read_graph(self._graph)
         if is_quantized(model):
             self.precision = "int8"
-        typed = typed_graph(self._graph, self._options.precision)
+        typed, shapes = typed_graph(self._graph, self.options.precision), ServingShapes.of(model)
         open_device = self._open_device or _default_device()
-        device = self._device = open_device(self._options.gpu, _needed_cuda())
-        self.device = f"{device.name} (compute {device.capability[0]}.{device.capability[1]}, driver {device.driver})"
-        cache = PlanCache(self._options.plans or default_folder({}), self._check_stop)
-        plans = Plans(trt, device, cache, typed, ServingShapes.of(model), self._tell)
-        while not self._fits(trt, device, plans):
-            halved = self._options.largest // 2
-            _LOG.warning("batches are now at most %d, not %d: out of memory", halved, self._options.largest)
-            self._options = self._options.limited(halved)
+        device = self._device = open_device(self.options.gpu, _needed_cuda())
+        capability = ".".join(map(str, device.capability))
+        self.description = f"{device.name} (compute {capability}, driver {device.driver})"
+        cache = PlanCache(self.options.plans or default_folder({}), self._check_stop)
+        plans = Plans(trt, device, cache, typed, shapes, self._tell)
+        while not self._fits(trt, device, plans, shapes):
+            halved = self.options.largest // 2
+            _LOG.warning("batches are now at most %d, not %d: out of memory", halved, self.options.largest)
+            self.options = self.options.limited(halved)
 
-    def _fits(self, trt: Any, device: Device, plans: Plans) -> bool:
+    def _fits(self, trt: Any, device: Device, plans: Plans, shapes: ServingShapes) -> bool:
         """Open a session for the largest batch as it stands; False where a smaller one may have more luck."""
-        session = self._session = Session(trt, device, plans, ServingShapes.of(read_graph(self._graph)), self._options)
+        session = self._session = Session(trt, device, plans, shapes, self.options)
         try:
             session.open()
             self.plans = session.reports
-            self.warm_up_s = session.warm_up(self._tell) if self._options.warm else {}
+            self.warm_up_s = session.warm_up(self._tell) if self.options.warm else {}
         except BaseException as error:
             _clear_frames(error)
             self._session = None
             session.close()
             if not isinstance(error, DeviceMemoryError):
                 raise
-            if self._options.largest == 1:
+            if self.options.largest == 1:
                 free, total = device.memory()
                 msg = (
                     f"not even one image fits ({error}): {free} of {total} bytes of {device.name} are free; "
@@ -189,8 +213,8 @@ class TensorRTBackend:
             return False
         return True
 
-    def _release(self) -> None:
-        """On the owner thread: TensorRT's objects first, the context they live in last."""
+    def release(self) -> None:
+        """TensorRT's objects first, the context they live in last."""
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -205,7 +229,7 @@ class TensorRTBackend:
 
     def _check_stop(self) -> None:
         """Raise CancelledError once whoever waits for this has given up."""
-        if self._stop.is_set():
+        if self.stop.is_set():
             raise CancelledError
 
 

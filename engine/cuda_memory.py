@@ -117,12 +117,12 @@ class Gpu:
     def alloc(self, n_bytes: int) -> DeviceMemory:
         """See `Device.alloc`."""
         with _errors(self._cuda, f"{n_bytes} bytes on {self.name}"):
-            return DeviceMemory(self._cuda.mem_alloc(n_bytes))
+            return DeviceMemory(self._cuda, self._cuda.mem_alloc(n_bytes))
 
     def alloc_pinned(self, n_bytes: int) -> PinnedMemory:
         """See `Device.alloc_pinned`."""
         with _errors(self._cuda, f"{n_bytes} page-locked bytes on the host"):
-            return PinnedMemory(self._cuda.pagelocked_empty(n_bytes, np.uint8))
+            return PinnedMemory(self._cuda, self._cuda.pagelocked_empty(n_bytes, np.uint8))
 
     def stream(self) -> GpuStream:
         """See `Device.stream`."""
@@ -168,9 +168,9 @@ class Gpu:
 class DeviceMemory:
     """Device memory on pycuda."""
 
-    def __init__(self, allocation: Any) -> None:
+    def __init__(self, cuda: Any, allocation: Any) -> None:
         """Own an allocation."""
-        self._allocation = allocation
+        self._cuda, self._allocation = cuda, allocation
 
     @property
     def address(self) -> int:
@@ -178,17 +178,19 @@ class DeviceMemory:
         return int(self._allocation)
 
     def close(self) -> None:
-        """Free it."""
+        """Free it. Raises DeviceError."""
         if self._allocation is not None:
-            self._allocation.free()
-            self._allocation = None
+            allocation, self._allocation = self._allocation, None
+            with _errors(self._cuda, "freeing memory"):
+                allocation.free()
 
 
 class PinnedMemory:
     """Page-locked host memory on pycuda."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, cuda: Any, array: np.ndarray) -> None:
         """Own an array of `pagelocked_empty`."""
+        self._cuda = cuda
         self._array: np.ndarray | None = array
 
     @property
@@ -200,11 +202,12 @@ class PinnedMemory:
         return self._array
 
     def close(self) -> None:
-        """Free it; nothing may look at it any more."""
+        """Free it; nothing may look at it any more. Raises DeviceError."""
         if self._array is not None:
             allocation: Any = self._array.base
             self._array = None
-            allocation.free()
+            with _errors(self._cuda, "freeing page-locked memory"):
+                allocation.free()
 
 
 class GpuStream:

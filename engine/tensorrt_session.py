@@ -143,7 +143,7 @@ class Session:
     def close(self) -> None:
         """Give everything back, what was made last first: contexts, engines, runtime, then buffers and streams."""
         if self._resources:
-            with contextlib.suppress(DeviceError):  # a device that failed still has to be given back
+            with contextlib.suppress(DeviceError):  # what failed still has to be given back
                 self._device.synchronize()
         for lane in self._lanes:
             lane.contexts.clear()
@@ -151,7 +151,8 @@ class Session:
         self._engines.clear()
         self._runtime = None
         while self._resources:
-            self._resources.pop().close()
+            with contextlib.suppress(DeviceError):
+                self._resources.pop().close()
 
     def _wanted(self, *, locations: bool) -> tuple[TensorSpec, ...]:
         return self._shapes.outputs if locations else self._shapes.outputs[:-1]

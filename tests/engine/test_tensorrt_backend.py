@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import subprocess
@@ -196,7 +197,34 @@ def test_everything_is_released_in_order(trt: FakeTensorRT, tmp_path: Path) -> N
     assert gpu.journal[-1] == "close device"
     assert gpu.journal.count("close device") == 1
     assert gpu.used_bytes == 0
-    assert "engine-cuda_0" not in {thread.name for thread in threading.enumerate()}
+    assert "engine-cuda" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_backend_that_nobody_closes_is_closed_when_it_goes(trt: FakeTensorRT, tmp_path: Path) -> None:
+    opened = TensorRTBackend(graph(), settings(tmp_path), trt=trt, open_device=trt.open_device)
+    opened.submit(pictures(2), *HEADS)
+    del opened
+    gc.collect()
+    assert trt.opened().journal[-1] == "close device"
+    assert "engine-cuda" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_backend_that_is_open_when_python_ends_is_closed(tmp_path: Path) -> None:
+    """pycuda aborts the process where a thread ends with a context on it."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tests.engine.test_tensorrt_backend import *\n"
+        "from tests.fake_tensorrt import FakeGpu\n"
+        "close = FakeGpu.close\n"
+        "def closing(self): close(self); print('closed'); sys.stdout.flush()\n"
+        "FakeGpu.close = closing\n"
+        "trt = FakeTensorRT()\n"
+        "opened = TensorRTBackend(graph(), settings(Path(sys.argv[1])), trt=trt, open_device=trt.open_device)\n"
+        "print(opened.infer(pictures(1), *HEADS).evidence.shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(1, 2)", "closed"]
+    assert done.stderr == ""
 
 
 CALLS = {

@@ -197,7 +197,7 @@ def test_not_exact_is_one_plan(tmp_path: Path) -> None:
 
 def test_a_memory_limit_halves_the_batch(tmp_path: Path) -> None:
     opened = TensorRTBackend(graph(), options(tmp_path, warm=False))
-    session: Any = opened._session
+    session: Any = opened._work._session
     used = session._used_bytes
     opened.close()
     limited = TensorRTBackend(graph(), options(tmp_path, warm=False, memory_limit_bytes=used - 1))
@@ -207,7 +207,7 @@ def test_a_memory_limit_halves_the_batch(tmp_path: Path) -> None:
 
 
 def free_bytes(opened: TensorRTBackend) -> int:
-    device: Any = opened._device
+    device: Any = opened._work._device
     free, _ = opened._owner.submit(device.memory).result()
     return int(free)
 
