@@ -180,9 +180,9 @@ class DeviceMemory:
     def close(self) -> None:
         """Free it. Raises DeviceError."""
         if self._allocation is not None:
-            allocation, self._allocation = self._allocation, None
+            device_memory, self._allocation = self._allocation, None
             with _errors(self._cuda, "freeing memory"):
-                allocation.free()
+                device_memory.free()
 
 
 class PinnedMemory:
