@@ -25,18 +25,27 @@ class OwnerThread:
         """Start it."""
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+        self._ended = False
         self._thread.start()
 
     def submit(
         self, function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
     ) -> Future[_Result]:
-        """Have a call made after those that wait already; its result or exception comes in the future."""
+        """Have a call made after those that wait already; its result or exception comes in the future.
+
+        Raises:
+            RuntimeError: the thread was ended.
+        """
+        if self._ended:
+            msg = f"thread {self._thread.name} was ended: expected no more jobs for it"
+            raise RuntimeError(msg)
         future: Future[_Result] = Future()
         self._jobs.put((future, lambda: function(*arguments, **named)))
         return future
 
     def end(self) -> None:
         """Finish what waits, then end the thread; waits for it, except on the thread itself."""
+        self._ended = True
         self._jobs.put(None)
         if not self.is_current():
             self._thread.join()

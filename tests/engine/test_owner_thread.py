@@ -22,6 +22,8 @@ def test_jobs_run_in_order_on_one_thread() -> None:
     assert done == [(number, "owner") for number in range(20)]
     assert all(future.done() for future in futures)
     assert "owner" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(RuntimeError, match="was ended"):  # and not a future that nobody will ever fulfil
+        owner.submit(int)
 
 
 def test_an_error_belongs_to_its_job_alone() -> None:
