@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
 from consumer.dead_letter import DeadLetterBox
+from consumer.errors import SettingsError
 from consumer.events import EngineRef, ModelRef
 from consumer.health import Health, HttpServer
 from consumer.kafka_io import Connection, KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
@@ -60,8 +61,14 @@ def run_consumer(settings: Settings) -> None:
         WorkError: frames were left unanswered; they are judged again.
     """
     with open_scorer(settings.bundle, settings.backend) as scorer:
-        judge = EngineJudge(scorer)
-        serve(settings, judge)
+        largest = scorer.backend.profile.largest
+        if settings.batch_size > largest:
+            msg = (
+                f"--batch-size {settings.batch_size} is too large for backend {scorer.backend.name}: expected at most "
+                f"{largest}"
+            )
+            raise SettingsError(msg)
+        serve(settings, EngineJudge(scorer))
 
 
 def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str | None], None] | None = None) -> None:
@@ -256,10 +263,10 @@ class _Letters:
 
 
 def warm(judge: Judge, batch_size: int) -> None:
-    """Run the engine once at one frame and once at a full batch, so that the first real frames do not pay for it."""
+    """Run the engine once at every size of batch: the first of each size can take far longer than the second."""
     spec = judge.image_spec
     began_s = time.perf_counter()
-    for size in {1, batch_size}:
+    for size in range(1, batch_size + 1):
         judge.score(np.zeros((size, spec.height_px, spec.width_px, 3), np.uint8), [""] * size)
     log.info("engine warm after %.2f s", time.perf_counter() - began_s)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from engine.backend import BACKENDS
+from engine.choice import BACKENDS
 from engine.command import VERB, print_json
 
 RUN_EPILOG = """\b

@@ -103,31 +103,43 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-fp32")
+CPU_BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
+"""What runs on any machine, the reference first."""
+
+GPU_BACKENDS = ("tensorrt", "tensorrt-fp32")
+"""What needs an NVIDIA GPU: in float16, and in float32 for parity."""
 
 
 def open_backend(name: str, graph: bytes, *, tensorrt: TensorRTOptions | None = None) -> Backend:
-    """Open a backend on a serving graph.
+    """Open a backend on a serving graph. `engine.choice` opens one on a whole bundle, `auto` among them.
 
-    `tensorrt` holds the settings of the backends of that name; which of the two it is decides the precision.
+    Args:
+        name: of `CPU_BACKENDS` or `GPU_BACKENDS`, or `openvino-int8` for a graph that `engine.quantize` made.
+        graph: as `build_serving_graph` makes it.
+        tensorrt: settings of the GPU backends; the name decides the precision among them.
 
     Raises:
         InputError: there is no backend of that name.
         GraphError: the graph is corrupt or not one of ours.
-        DeviceError: `tensorrt`: what it needs is missing, too old or failed.
-        PlanError: `tensorrt`: no plan can be built, kept or loaded.
+        DeviceError: this machine cannot run it.
+        PlanError: no TensorRT plan can be built, kept or loaded.
     """
-    if name in {"auto", "onnxruntime"}:
-        from engine.backend_onnx import OnnxBackend  # noqa: PLC0415 - only when asked for
+    # Each runtime is imported only when it is asked for.
+    if name == "onnxruntime":
+        from engine.backend_onnx import OnnxBackend  # noqa: PLC0415
 
         return OnnxBackend(graph)
-    if name in {"tensorrt", "tensorrt-fp32"}:
-        from engine.backend_tensorrt import TensorRTBackend  # noqa: PLC0415 - only when asked for
+    if name in {"openvino", "openvino-bf16", "openvino-int8"}:
+        from engine.backend_openvino import OpenVinoBackend  # noqa: PLC0415
+
+        return OpenVinoBackend(graph, precision=name.partition("-")[2] or "fp32")
+    if name in GPU_BACKENDS:
+        from engine.backend_tensorrt import TensorRTBackend  # noqa: PLC0415
         from engine.tensorrt_options import TensorRTOptions  # noqa: PLC0415
 
-        precision = "fp16" if name == "tensorrt" else "fp32"
+        precision = name.partition("-")[2] or "fp16"
         return TensorRTBackend(graph, replace(tensorrt or TensorRTOptions(), precision=precision))
-    msg = f"backend {name!r} is not known: expected one of {', '.join(BACKENDS)}"
+    msg = f"backend {name!r} is not known: expected one of {', '.join((*CPU_BACKENDS, *GPU_BACKENDS))}"
     raise InputError(msg)
 
 

@@ -1,4 +1,4 @@
-"""The CPU backend on ONNX Runtime: several one-image streams instead of batches.
+"""The reference backend, on ONNX Runtime: fp32, one image at a time on each of several streams.
 
 The one file that imports onnxruntime. Since 1.29 its Linux wheels report usage, the model's name among it, to their
 maker unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspection tells nobody anything: it is set here.
@@ -7,8 +7,7 @@ maker unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspectio
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -16,13 +15,11 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from engine.backend import Features, Slots, Ticket, check_batch, check_images, in_groups, without_filling
+from engine.backend import check_images
 from engine.errors import DeviceError, GraphError
 from engine.processor import cpu_name
-from engine.specs import BatchProfile, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from engine.specs import LARGEST_BATCH, BatchProfile, TensorSpec
+from engine.streams import StreamedBackend, cores
 
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     kind
@@ -33,20 +30,11 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
 _LOAD_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, KeyError, ValueError)
 
 
-class OneImageStreams:
-    """An ONNX graph whose images run alone, each on one thread, as many side by side as there are streams.
+class OnnxGraph:
+    """An ONNX graph whose first input is images, for the calling thread; may be called from several at once."""
 
-    On a CPU a batch is no faster per image than its images one by one (convolutions are already as wide as the
-    vector units), and one by one an image's numbers cannot depend on its neighbours.
-    """
-
-    def __init__(self, graph: bytes, streams: int | None = None) -> None:
-        """Load a graph whose first input is the images; by default one stream per core this process may use.
-
-        Raises:
-            GraphError: ONNX Runtime cannot load it.
-        """
-        self.streams = streams or len(os.sched_getaffinity(0))
+    def __init__(self, graph: bytes) -> None:
+        """Load it. Raises GraphError where ONNX Runtime cannot."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -60,82 +48,64 @@ class OneImageStreams:
                 "file that Framegate wrote; train the bundle again or fetch it anew"
             )
             raise GraphError(msg) from error
-        self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="engine-onnx")
 
-    def run(self, outputs: list[str], images: np.ndarray, others: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The named outputs for uint8 (n, h, w, 3) images, n in front; `others` are the graph's further inputs.
+    def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs. Raises DeviceError where ONNX Runtime fails."""
+        try:
+            result: list[np.ndarray] = self._session.run(names, feeds)
+        except _ORT_ERRORS as error:
+            count = len(next(iter(feeds.values())))
+            msg = f"ONNX Runtime failed on {count} images ({error}): expected it to compute; restart the process"
+            raise DeviceError(msg) from error
+        return result
+
+
+class OneImageStreams:
+    """A graph without heads over images that run alone, as many side by side as there are cores: for training."""
+
+    def __init__(self, graph: bytes) -> None:
+        """Load the graph. Raises GraphError where it cannot be loaded."""
+        self._graph = OnnxGraph(graph)
+        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="featurize")
+
+    def run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
+        """The named outputs for uint8 (n, h, w, 3) images, n in front.
 
         Raises:
             BatchError: the images are not what the graph takes.
         """
-        check_images(images, self.inputs[0])
-        return joined(self.begin(outputs, images, others))
-
-    def begin(
-        self, outputs: list[str], images: np.ndarray, others: Mapping[str, np.ndarray]
-    ) -> list[Future[list[np.ndarray]]]:
-        """The same as one future per image, of images that were checked."""
+        check_images(images, self._graph.inputs[0])
 
         def one(index: int) -> list[np.ndarray]:
-            result: list[np.ndarray] = self._session.run(outputs, {"images": images[index : index + 1], **others})
-            return result
+            return self._graph.run(outputs, {"images": images[index : index + 1]})
 
-        return [self._pool.submit(one, index) for index in range(len(images))]
+        return [np.concatenate(rows) for rows in zip(*self._pool.map(one, range(len(images))), strict=True)]
 
     def close(self) -> None:
         """End the streams."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def joined(parts: list[Future[list[np.ndarray]]]) -> list[np.ndarray]:
-    """Each output of all images, n in front."""
-    return [np.concatenate(rows) for rows in zip(*(part.result() for part in parts), strict=True)]
+class OnnxBackend(StreamedBackend):
+    """The serving graph on ONNX Runtime. Meets `engine.backend.Backend`.
 
-
-class OnnxBackend:
-    """The serving graph on ONNX Runtime. Meets `engine.backend.Backend`."""
+    Chunks of one image: here a batch is no faster per image than its images one by one, and one by one an image's
+    numbers cannot depend on its neighbours.
+    """
 
     name = "onnxruntime"
     precision = "fp32"
 
     def __init__(self, graph: bytes, *, streams: int | None = None) -> None:
         """Load a serving graph. Raises GraphError where it cannot be loaded."""
-        self._graph = OneImageStreams(graph, streams)
-        self._slots = Slots()
-        self._out: dict[int, tuple[list[Future[list[np.ndarray]]], int]] = {}
         self.device = cpu_name()
-        self.profile = BatchProfile(1, 2 * self._graph.streams, 32)
-        self.inputs = self._graph.inputs
+        streams = streams or cores()
+        loaded = OnnxGraph(graph)
 
-    def infer(
-        self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False
-    ) -> Features:
-        """See `Backend.infer`."""
-        return self.collect(self.submit(images, weights, biases, locations=locations))
+        def run(images: np.ndarray, heads: tuple[np.ndarray, np.ndarray], names: list[str]) -> list[np.ndarray]:
+            return loaded.run(names, {"images": images, "head_weights": heads[0], "head_biases": heads[1]})
 
-    def submit(self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False) -> Ticket:
-        """See `Backend.submit`."""
-        check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
-        ticket, slot = self._slots.take()
-        outputs = ["evidence", "pooled", *(["locations"] if locations else [])]
-        columns, offsets = in_groups(weights, biases)
-        parts = self._graph.begin(outputs, images, {"head_weights": columns, "head_biases": offsets})
-        self._out[slot] = parts, weights.shape[1]
-        return ticket
-
-    def collect(self, ticket: Ticket) -> Features:
-        """See `Backend.collect`."""
-        parts, heads = self._out.pop(self._slots.slot(ticket))
-        self._slots.give_back(ticket)
-        try:
-            return without_filling(joined(parts), heads)
-        except _ORT_ERRORS as error:
-            msg = ()
-            raise DeviceError(msg) from error
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._graph.close()
+        super().__init__(loaded.inputs, run, BatchProfile(1, 2 * streams, LARGEST_BATCH), streams=streams, chunk=1)
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.backend import BACKENDS
+from engine.choice import BACKENDS
 from engine.command import VERB, print_json
 from engine.errors import FrameError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+
+    from engine.prediction import Prediction
     from engine.scorer import Scorer
 
 
-@click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate score bundles/parts-1 frame.jpg more/*.png\n")
+_SCORE_EXAMPLE = """\b
+Examples:
+  framegate score bundles/parts-1 frame.jpg more/*.png
+  framegate score bundles/parts-1 more/ --heatmap maps/
+"""
+
+
+@click.command(context_settings=VERB, epilog=_SCORE_EXAMPLE)
 @click.argument("bundle")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @click.option(
+    "--heatmap",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Also write each picture there with what speaks for a defect drawn over it.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Kept for symmetry: the output is always one JSON line per image."
 )
-def score(bundle: str, paths: tuple[Path, ...], backend: str, *, as_json: bool) -> None:  # noqa: ARG001 - see its help
+def score(
+    bundle: str,
+    paths: tuple[Path, ...],
+    backend: str,
+    heatmap: Path | None,
+    *,
+    as_json: bool,  # noqa: ARG001 - see its help
+) -> None:
     """Judge image files without Kafka: one JSON line per image, in the order given; a folder stands for its files.
 
     Ends with 0 once every path has its line, also where an image could not be judged (decision `none`).
@@ -33,12 +57,12 @@ def score(bundle: str, paths: tuple[Path, ...], backend: str, *, as_json: bool) 
     from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
 
     with open_scorer(bundle, backend) as scorer:
-        for path in _files(paths):
-            print_json(_line(scorer, path), indent=None)
+        for path, name in _files(paths):
+            print_json(_line(scorer, path, None if heatmap is None else heatmap / name), indent=None)
 
 
-def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """Files as given; a folder's files in order of their names."""
+def _files(paths: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
+    """Files as given, a folder's files in order of their names; each with the name of a PNG that no other one has."""
     for path in paths:
         if not path.exists():
             msg = f"image {path} is not there: expected a file or a folder"
@@ -46,32 +70,58 @@ def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
         if path.is_dir() and not any(item.is_file() for item in path.rglob("*")):
             msg = f"folder {path} holds no files: expected images"
             raise InputError(msg)
+    given: Counter[str] = Counter()
     for path in paths:
-        if path.is_dir():
-            yield from sorted(item for item in path.rglob("*") if item.is_file())
-        else:
-            yield path
+        root = path if path.is_dir() else path.parent
+        for item in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
+            name = item.relative_to(root).with_suffix("").as_posix()
+            given[name] += 1
+            yield item, f"{name}.png" if given[name] == 1 else f"{name}~{given[name]}.png"
 
 
-def _line(scorer: Scorer, path: Path) -> dict[str, Any]:
+def _line(scorer: Scorer, path: Path, heatmap: Path | None) -> dict[str, Any]:
     try:
         payload = path.read_bytes()
     except OSError as error:
         msg = f"image {path} cannot be read: {error.strerror}"
         raise InputError(msg) from error
+    wanted: dict[str, Any] = {} if heatmap is None else {"heatmap": None}
     try:
         image = scorer.decode(payload)
     except FrameError as error:
         nothing: dict[str, Any] = {"decision": "none", "cause": error.cause, "reasons": [], "defect_probability": None}
-        return {"path": str(path), **nothing, "error": str(error)}
-    (prediction,) = scorer.score(image[None]).predictions
+        return {"path": str(path), **nothing, "error": str(error), **wanted}
+    if heatmap is None:
+        (prediction,) = scorer.score(image[None]).predictions
+    else:
+        prediction = _write_heatmap(scorer, payload, image, heatmap)
+        wanted = {"heatmap": str(heatmap)}
     return {
         "path": str(path),
         "decision": prediction.decision,
         "cause": None,
         "reasons": list(prediction.reasons),
         "defect_probability": prediction.defect_probability,
+        **wanted,
     }
+
+
+def _write_heatmap(scorer: Scorer, payload: bytes, image: np.ndarray, out: Path) -> Prediction:
+    """The same prediction as without; the picture goes to a new file."""
+    from engine.heatmap import draw  # noqa: PLC0415 - only when asked for
+
+    prediction, picture = draw(scorer, payload, image)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("xb") as file:
+            file.write(picture)
+    except FileExistsError as error:
+        msg = f"{out} exists already: expected a new place, nothing is written over; give another --heatmap"
+        raise InputError(msg) from error
+    except OSError as error:
+        msg = f"{out} cannot be written: {error.strerror}; give another --heatmap"
+        raise InputError(msg) from error
+    return prediction
 
 
 @click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate verify bundles/parts-1 --backend onnxruntime\n")

@@ -47,6 +47,10 @@ class PlanError(WorkError):
     """A plan that cannot be built, or does not load even after it was rebuilt."""
 
 
+class ParityError(WorkError):
+    """A backend whose answer is not the reference's, where nothing else was asked for."""
+
+
 class FrameError(FramegateError):
     """One image cannot be judged. Never ends a run: it becomes a verdict `none` with `cause`.
 

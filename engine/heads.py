@@ -66,13 +66,16 @@ class Head:
 
     def probability(self, evidence: float, pooled: np.ndarray) -> float:
         """Calibrated defect probability of one image, rounded to 1e-6."""
+        return round(sigmoid(self.logit(evidence, pooled)), PROBABILITY_DECIMALS)
+
+    def logit(self, evidence: float, pooled: np.ndarray) -> float:
+        """Log odds of a defect, from one image's evidence and pooled vector (d,)."""
         score = float(np.dot(pooled, self.pooled_weights)) + self.pooled_bias
-        logit = (
+        return (
             self.calibration.evidence_slope * evidence
             + self.calibration.pooled_slope * score
             + self.calibration.intercept
         )
-        return round(sigmoid(logit), PROBABILITY_DECIMALS)
 
 
 def sigmoid(logit: float) -> float:

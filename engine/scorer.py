@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from engine.backend import Backend, Features, open_backend
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import open_bundle
+from engine.choice import open_for
 from engine.heads import stack
 from engine.prediction import OperatingPoint, Prediction, ScoredBatch
 from engine.preprocess import preprocess
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from engine.backend import Backend, Features
+    from engine.bundle import Bundle
     from engine.specs import ImageSpec
 
 
@@ -55,9 +57,9 @@ class Scorer:
         done_s = time.perf_counter()
         return ScoredBatch(tuple(predictions), (inferred_s - start_s) * 1e3, (done_s - inferred_s) * 1e3)
 
-    def features(self, images: np.ndarray) -> Features:
+    def features(self, images: np.ndarray, *, locations: bool = False) -> Features:
         """What the backend computes of uint8 (n, h, w, 3) images under the bundle's head."""
-        return self.backend.infer(images, self._weights, self._biases)
+        return self.backend.infer(images, self._weights, self._biases, locations=locations)
 
     def predict(self, images: np.ndarray, features: Features) -> list[Prediction]:
         """Predictions from the images' own features."""
@@ -82,6 +84,7 @@ def open_scorer(location: str | Path, backend: str = "auto") -> Scorer:
     Raises:
         BundleError: the bundle is not there or not whole.
         InputError: there is no such backend.
+        DeviceError, PlanError: the backend asked for cannot run here.
     """
     bundle = open_bundle(location)
-    return Scorer(bundle, open_backend(backend, bundle.graph))
+    return Scorer(bundle, open_for(bundle, backend))

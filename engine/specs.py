@@ -159,13 +159,17 @@ class TensorSpec:
     dtype: str
 
 
+LARGEST_BATCH = 64
+"""Images in the largest batch that a backend is prepared for unless told otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchProfile:
     """Smallest, best and largest batch that a backend is prepared for."""
 
     smallest: int = 1
     best: int = 8
-    largest: int = 32
+    largest: int = LARGEST_BATCH
 
     def __post_init__(self) -> None:
         """Refuse an order that cannot be."""

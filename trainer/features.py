@@ -99,7 +99,7 @@ def extract(
                 if good:
                     place = slice(len(kept), len(kept) + len(good))
                     batch = np.stack([pixel for _, _, pixel in good])
-                    pooled[place], channels[place] = graph.run(["pooled", "channels"], batch, {})
+                    pooled[place], channels[place] = graph.run(["pooled", "channels"], batch)
                     pixels += [pixel_statistics(pixel) for pixel in batch]
                     kept += [index for index, _, _ in good]
                     digests += [digest for _, digest, _ in good]

@@ -11,6 +11,8 @@ import consumer.app
 import framegate
 from consumer.config import MIB, Settings, read_client_config
 from consumer.errors import SettingsError
+from engine.bundle import write_bundle
+from tests.bundles import small_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,3 +183,12 @@ def test_a_wrong_setting_ends_with_2_and_one_line(
         framegate.main(["run", "--bundle", "b", "--batch-size", "0"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "framegate: error: --batch-size 0 is too small: expected 1 or more\n"
+
+
+def test_a_batch_larger_than_the_backend_is_prepared_for_is_refused_before_the_broker_is_asked(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", small_bundle())
+    settings = Settings(bundle=str(tmp_path / "bundle"), backend="onnxruntime", batch_size=65, max_in_flight=500)
+    with pytest.raises(
+        SettingsError, match=r"--batch-size 65 is too large .* expected at most 64"
+    ):
+        consumer.app.run_consumer(settings)

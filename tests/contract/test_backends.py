@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from engine.backend import open_backend
-from engine.errors import BatchError, GraphError, HeadError, InputError
+from engine.backbone import inputs as graph_inputs
+from engine.backend import CPU_BACKENDS, open_backend
+from engine.backend_modelled import BatchCost, ModelledBackend
+from engine.backend_tensorrt import TensorRTBackend
+from engine.errors import BatchError, DeviceError, GraphError, HeadError, InputError
 from engine.heads import stack
-from tests.bundles import graph, pictures, small_head
+from engine.processor import cpu_fields, has_bfloat16
+from engine.tensorrt_options import TensorRTOptions
+from tests.bundles import FEATURIZER, IMAGE, graph, pictures, small_head
+from tests.fake_tensorrt import FakeTensorRT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from engine.backend import Backend
 
 HEADS = stack([small_head(0), small_head(1)])
 
 
-@pytest.fixture(params=["onnxruntime", "auto"])
+ON_RECORDING_GPU = "tensorrt-fp32"
+"""The TensorRT backend's own code, over a GPU that records; `tests/gpu` runs it on a real one."""
+IMPLEMENTATIONS = (*CPU_BACKENDS, ON_RECORDING_GPU, "modelled")
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    opened = open_backend(request.param, graph())
+    opened = opened_here(request.param)
     yield opened
     opened.close()
+
+
+def opened_here(name: str) -> Backend:
+    if name.endswith("bf16") and not has_bfloat16():
+        pytest.skip("this processor has no bfloat16")
+    if name == "modelled":
+        return ModelledBackend(graph_inputs(FEATURIZER, IMAGE), FEATURIZER.pooled_size, BatchCost(0.002, 0.0001))
+    if name == ON_RECORDING_GPU:
+        trt = FakeTensorRT()
+        plans = Path(tempfile.mkdtemp(prefix="framegate-plans-"))
+        options = TensorRTOptions(precision="fp32", plans=plans, warm=False)
+        try:
+            return TensorRTBackend(graph(), options, trt=trt, open_device=trt.open_device)
+        finally:
+            shutil.rmtree(plans)
+    return open_backend(name, graph())
 
 
 def test_numbers_do_not_depend_on_the_batch(backend: Backend) -> None:
@@ -141,9 +170,11 @@ def test_heads_that_do_not_fit_are_refused(backend: Backend, weights: np.ndarray
         backend.infer(pictures(1), weights, biases)
 
 
-def test_it_says_what_it_is_and_closes_twice(backend: Backend) -> None:
-    assert backend.name == "onnxruntime"
-    assert backend.precision == "fp32"
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_it_says_what_it_is_and_closes_twice(name: str) -> None:
+    backend = opened_here(name)
+    assert name in {backend.name, f"{backend.name}-{backend.precision}"}
+    assert backend.precision == ("bf16" if name.endswith("bf16") else "fp32")
     assert backend.device
     assert backend.inputs[0].shape == (None, 64, 64, 3)
     backend.submit(pictures(2), *HEADS)  # given up
@@ -151,10 +182,28 @@ def test_it_says_what_it_is_and_closes_twice(backend: Backend) -> None:
     backend.close()
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("data", [b"", b"not a graph", graph()[: len(graph()) // 2]])
-def test_a_corrupt_graph_is_named_with_its_cure(data: bytes) -> None:
+def test_a_corrupt_graph_is_named_with_its_cure(name: str, data: bytes) -> None:
     with pytest.raises(GraphError, match=r"cannot be loaded .* train the bundle again"):
-        open_backend("onnxruntime", data)
+        open_backend(name, data)
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.backend_openvino.has_bfloat16", lambda: False)
+    with pytest.raises(DeviceError, match="has no bfloat16: expected AMX"):
+        open_backend("openvino-bf16", graph())
+    assert has_bfloat16({"flags": "fpu amx_bf16 sse"})
+    assert has_bfloat16({"Features": "fp bf16"})
+    assert not has_bfloat16({"flags": "avx512f"})
+    assert not has_bfloat16({})
+
+
+def test_the_processors_fields_are_read_from_the_systems_list(tmp_path: Path) -> None:
+    there = tmp_path / "cpuinfo"
+    there.write_text("processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: a b\n\nprocessor\t: 1\nmodel name\t: Other\n")
+    assert cpu_fields(there) == {"processor": "0", "model name": "Some CPU", "flags": "a b"}
+    assert cpu_fields(tmp_path / "none") == {}
 
 
 def test_an_unknown_backend_is_named() -> None:
@@ -168,4 +217,18 @@ def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in {"ORT_DISABLE_TELEMETRY", "CI"}}
     environment |= {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    """Its telemetry makes a folder in the home and looks its maker up as soon as it is imported."""
+    code = (
+        "import sys, socket; socket.getaddrinfo = socket.socket.connect = lambda *a, **k: sys.exit('network'); "
+        "from tests.bundles import graph; from engine.backend import open_backend; "
+        "open_backend('openvino-bf16' if sys.argv[1:] else 'openvino', graph()).close(); "
+        "assert sys.modules['openvino_telemetry'] is None"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    arguments = ["bf16"] if has_bfloat16() else []
+    subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True)
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from engine.cuda import DeviceMemoryError
 from engine.errors import GraphError, PlanError
 from engine.graph import ServingShapes, is_quantized, read_graph
 from engine.half import typed_graph
+from engine.quantize import FULL_PRECISION_UNTIL, quantized
 from engine.specs import BatchProfile, ImageSpec
 from engine.tensorrt_build import BuildStep, build_plan, input_ranges
 from engine.tensorrt_options import TensorRTOptions
@@ -222,7 +223,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc] # without types
         return next(self._rows, None)
 
 
-def quantized(folder: Path, **options: Any) -> bytes:
+def quantized_otherwise(folder: Path, **options: Any) -> bytes:
     (folder / "float.onnx").write_bytes(graph())
     logging.disable(logging.WARNING)  # it recommends a shape inference that this graph does not need
     try:
@@ -237,15 +238,8 @@ SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_symmetric_int8_becomes_a_plan(precision: str, tmp_path: Path) -> None:
-    data = quantized(
-        tmp_path,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["Conv"],
-        extra_options=SYMMETRIC,
-    )
+def test_symmetric_int8_becomes_a_plan(precision: str) -> None:
+    data = quantized(graph(), pictures(4), FULL_PRECISION_UNTIL[0])
     assert is_quantized(read_graph(data))
     plan = build(typed_graph(data, precision))
     assert hashlib.sha256(plan).digest() != hashlib.sha256(build(typed_graph(graph(), precision))).digest()
@@ -265,4 +259,4 @@ def test_another_quantization_is_refused_by_name(options: dict[str, Any], tmp_pa
     with pytest.raises(
         GraphError, match=r"node '\w+_(Dequantize|Quantize)Linear': .* symmetric int8 without quantized"
     ):
-        build(typed_graph(quantized(tmp_path, **options), "fp32"))
+        build(typed_graph(quantized_otherwise(tmp_path, **options), "fp32"))
