@@ -188,7 +188,5 @@ def test_a_wrong_setting_ends_with_2_and_one_line(
 def test_a_batch_larger_than_the_backend_is_prepared_for_is_refused_before_the_broker_is_asked(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", small_bundle())
     settings = Settings(bundle=str(tmp_path / "bundle"), backend="onnxruntime", batch_size=65, max_in_flight=500)
-    with pytest.raises(
-        SettingsError, match=r"--batch-size 65 is too large .* expected at most 64"
-    ):
+    with pytest.raises(SettingsError, match=r"--batch-size 65 is too large .* expected at most 64"):
         consumer.app.run_consumer(settings)
