@@ -17,7 +17,6 @@ from engine.errors import DeviceError, InputError
 from engine.heads import Calibration
 from engine.prediction import OperatingPoint
 from engine.processor import has_bfloat16
-from engine.streams import cut
 from tests.bundles import small_bundle
 
 if TYPE_CHECKING:
@@ -165,15 +164,3 @@ def test_auto_warns_once_where_tensorrt_is_there_and_cannot_be_used(
     assert name != "tensorrt fp16"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len([text for text in warnings if "no NVIDIA driver" in text]) == 1
-
-
-@pytest.mark.parametrize(
-    ("count", "streams", "largest"), [(1, 2, 8), (5, 2, 8), (8, 1, 8), (32, 2, 8), (33, 4, 16), (3, 8, 1)]
-)
-def test_chunks_cover_a_batch_once_and_evenly(count: int, streams: int, largest: int) -> None:
-    chunks = cut(count, streams, largest)
-    assert [i for chunk in chunks for i in range(chunk.start, chunk.stop)] == list(range(count))
-    sizes = [chunk.stop - chunk.start for chunk in chunks]
-    assert max(sizes) <= largest
-    assert max(sizes) - min(sizes) <= 1
-    assert len(chunks) >= min(count, streams)
