@@ -128,19 +128,21 @@ class _Requests:
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._compiled = compiled
+        self._outputs = {port.get_any_name(): index for index, port in enumerate(compiled.outputs)}
         self._idle: list[ov.InferRequest] = []
 
     def begin(self, images: np.ndarray, heads: tuple[np.ndarray, np.ndarray], names: list[str]) -> list[_Request]:
         weights, biases = (ov.Tensor(values, shared_memory=True) for values in heads)
+        outputs = [self._outputs[name] for name in names]
         begun: list[_Request] = []
         try:
             for index in range(len(images)):
                 request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
-                request.set_tensor("images", ov.Tensor(images[index : index + 1], shared_memory=True))
-                request.set_tensor("head_weights", weights)
-                request.set_tensor("head_biases", biases)
+                image = ov.Tensor(images[index : index + 1], shared_memory=True)
+                for place, tensor in enumerate((image, weights, biases)):  # by name it takes half as long again
+                    request.set_input_tensor(place, tensor)
                 request.start_async()
-                begun.append(_Request(request, names, (images, heads), self._idle))
+                begun.append(_Request(request, outputs, (images, heads), self._idle))
         except RuntimeError as error:
             for pending in begun:
                 pending.cancel()
@@ -155,16 +157,18 @@ class _Requests:
 class _Request:
     """One image on its way."""
 
-    def __init__(self, request: ov.InferRequest, names: list[str], reads: object, idle: list[ov.InferRequest]) -> None:
+    def __init__(
+        self, request: ov.InferRequest, outputs: list[int], reads: object, idle: list[ov.InferRequest]
+    ) -> None:
         self._request = request
-        self._names = names
+        self._outputs = outputs
         self._reads = reads  # a tensor on shared memory does not keep its array alive
         self._idle = idle
 
     def result(self) -> list[np.ndarray]:
         try:
             self._request.wait()
-            outputs = [self._request.get_tensor(name).data.copy() for name in self._names]
+            outputs = [self._request.get_output_tensor(index).data.copy() for index in self._outputs]
         except RuntimeError as error:
             raise _failed(error) from error
         self._idle.append(self._request)

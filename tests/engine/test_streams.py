@@ -86,7 +86,7 @@ def test_openvino_gives_up_what_it_began_when_the_rest_cannot_be() -> None:
     done: list[str] = []
 
     class Request:
-        def set_tensor(self, name: str, tensor: object) -> None: ...
+        def set_input_tensor(self, place: int, tensor: object) -> None: ...
 
         def start_async(self) -> None:
             if done == ["began", "began"]:
@@ -102,7 +102,8 @@ def test_openvino_gives_up_what_it_began_when_the_rest_cannot_be() -> None:
             msg = "was cancelled"
             raise RuntimeError(msg)
 
-    compiled = SimpleNamespace(create_infer_request=Request)
+    port = SimpleNamespace(get_any_name=lambda: "evidence")
+    compiled = SimpleNamespace(create_infer_request=Request, outputs=[port])
     with pytest.raises(DeviceError, match=r"no memory.*restart the process"):
         _Requests(compiled).begin(numbered(4), HEADS, ["evidence"])
     assert done == ["began", "began", "cancelled", "waited", "cancelled", "waited"]
