@@ -124,22 +124,39 @@ def _write_heatmap(scorer: Scorer, payload: bytes, image: np.ndarray, out: Path)
     return prediction
 
 
-@click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate verify bundles/parts-1 --backend onnxruntime\n")
+_VERIFY_EXAMPLE = """\b
+Examples:
+  framegate verify bundles/parts-1 --backend onnxruntime
+  framegate verify bundles/parts-1 --batches 10000
+"""
+
+
+@click.command(context_settings=VERB, epilog=_VERIFY_EXAMPLE)
 @click.argument("bundle")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@click.option(
+    "--batches", default=1000, type=click.IntRange(min=1), help="Batches over which the memory must not grow."
+)
+@click.option("--seconds", default=5.0, type=click.FloatRange(min=0), help="To time the batch sizes for, all together.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
-def verify(ctx: click.Context, bundle: str, backend: str, *, as_json: bool) -> None:
-    """Is this machine's answer the bundle's own answer on its reference images, and how fast? Ends with 1 where not."""
-    from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
-    from engine.verify import verify_scorer  # noqa: PLC0415
+def verify(ctx: click.Context, bundle: str, backend: str, batches: int, seconds: float, *, as_json: bool) -> None:
+    """Is this machine's answer the bundle's own answer, in every batch and for long, and how fast is it?
 
-    with open_scorer(bundle, backend) as scorer:
-        result = verify_scorer(scorer, time.perf_counter)
+    Compared with the bundle's reference images and, on golden pictures, with ONNX Runtime. Ends with 1 where it is not
+    the reference's answer, or where memory grows.
+    """
+    from engine.progress import progress_bar  # noqa: PLC0415 - `--help` must not wait for it
+    from engine.scorer import open_scorer  # noqa: PLC0415
+    from engine.verify import Effort  # noqa: PLC0415
+    from engine.verify import verify as run_verify  # noqa: PLC0415
+    from engine.verify_table import lines  # noqa: PLC0415
+
+    with open_scorer(bundle, backend) as scorer, progress_bar() as show:
+        result = run_verify(scorer, Effort(seconds, batches), time.perf_counter, tick=show)
     if as_json:
         print_json(result)
     else:
-        for key, value in result.items():
-            click.echo(f"{key:<26} {value}")
-    if not result["agrees"]:
+        click.echo("\n".join(lines(result)))
+    if result["faults"]:
         ctx.exit(1)
