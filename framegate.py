@@ -22,6 +22,7 @@ VERBS = {
     "score": ("engine.cli", "score"),
     "verify": ("engine.cli", "verify"),
     "build": ("engine.cli_build", "build"),
+    "bench": ("engine.cli_bench", "bench"),
     "run": ("consumer.cli", "run"),
     "camera": ("consumer.cli_camera", "camera"),
     "broker": ("consumer.cli", "broker"),
