@@ -152,6 +152,7 @@ def _bench_backend(
         "cpu_ms_per_image": best["cpu_ms_per_image"],
         "plain": f"{plain['plain']}, batch {plain['batch']}",
         "plain_images_per_s": plain["plain_images_per_s"],
+        "plain_cpu_ms_per_image": plain["plain_cpu_ms_per_image"],
         "ratio": laps[str(best["batch"])].ratio(laps[f"{plain['batch']} {plain['plain']}"]),
         **{
             key: max(entry[key] for entry in entries)

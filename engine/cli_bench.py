@@ -36,8 +36,8 @@ def bench() -> None:
 def engine(bundle: str | None, seconds: float, rounds: int, *, as_json: bool) -> None:
     """Images a second of each backend here, against the fastest plain loop of its own library on the same graph.
 
-    All take turns in many short laps, and medians are told, so that another program on the machine slows all alike. It
-    also slows some more than others: have a quiet machine where the figures matter.
+    All take turns in many short laps, and medians are told. Other programs on the machine slow some more than others
+    all the same: have a quiet one where the figures matter, or go by the milliseconds of processor time.
     """
     from engine.bench import Timing, bench_engine  # noqa: PLC0415 - `--help` must not wait for it
     from engine.bundle import open_bundle  # noqa: PLC0415

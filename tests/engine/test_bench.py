@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +176,17 @@ def test_the_command_gives_every_key(
         assert bf16["plain_unmarked_images_per_s"] == max(s["plain_unmarked_images_per_s"] for s in bf16["sizes"])
     assert result["classic"]["images_per_s"] > 0
     assert result["classic"]["ratio_of_default"] > 0
+
+
+def test_the_history_is_a_table_whose_columns_are_explained() -> None:
+    folder = Path(__file__).parent.parent / "bench"
+    rows = list(csv.DictReader((folder / "results.csv").read_text(encoding="utf-8").splitlines()))
+    explained = (folder / "README.md").read_text(encoding="utf-8")
+    assert rows
+    for row in rows:
+        assert None not in row.values()
+        assert None not in row
+        assert float(row["smallest_ratio"]) > 0
+        assert float(row["ratio_of_default"]) > 0
+    for column in set(rows[0]) - {"date", "commit", "cpu", "cores", "flags", "batch", "default"}:
+        assert f"`{column}`" in explained or column.startswith("classic_"), column
