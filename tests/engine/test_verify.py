@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import time
 from dataclasses import replace
@@ -193,19 +194,26 @@ def test_an_answer_that_is_no_number_is_caught_and_told(honest: OnnxBackend, val
 
 
 def test_a_leak_is_caught(honest: OnnxBackend) -> None:
-    kept: list[np.ndarray] = []
+    kept: list[mmap.mmap] = []
 
     def lie(_images: np.ndarray, features: Features) -> Features:
-        kept.append(np.ones(2**20, np.uint8))  # a MiB that stays
+        kept.append(mmap.mmap(-1, 2**20))  # a MiB that stays, and that no earlier test's freed memory can serve
+        kept[-1].write(bytes(range(256)) * 2**12)
         return features
 
-    before = resident_bytes()
     result = verified(honest, lie, Effort(seconds=0.0, batches=40))
-    assert resident_bytes() - before > 40 * 2**20
+    assert len(kept) > 40
     assert result["agrees"]  # the answers are right
     assert result["memory"]["leaks"]
     assert result["memory"]["growth_mib"] == pytest.approx(40, rel=0.2)
     assert re.fullmatch(r"memory grew by \d+\.\d MiB over 40 batches of 2", result["faults"][0])
+
+
+def test_resident_memory_is_that_of_this_process() -> None:
+    before = resident_bytes()
+    with mmap.mmap(-1, 2**25) as held:
+        held.write(bytes(2**25))
+        assert 2**24 < resident_bytes() - before
 
 
 def test_a_leak_on_the_device_is_caught(honest: OnnxBackend) -> None:
