@@ -43,4 +43,4 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _number(value: float | None, decimals: int) -> str:
-    return "not a number" if value is None else f"{value:.{decimals}f}"
+    return "not a number" if value is None else f"{round(value, decimals) or 0.0:.{decimals}f}"  # never -0.0
