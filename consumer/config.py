@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from engine.tensorrt_options import TensorRTOptions
+
 MIB = 1024 * 1024
 LARGEST_PORT = 65_535
 
@@ -83,6 +85,7 @@ class Settings:
         session_timeout_s: how long a dead consumer keeps its partitions; None: 6 on the embedded broker, else 10.
         client: the Kafka client's TLS and SASL settings; hidden from logs.
         backend: what computes.
+        tensorrt: settings for TensorRT, where it computes.
         log_format: `text` or `json`.
         idle_exit_s: end when no frame came for that long; None: never.
     """
@@ -105,6 +108,7 @@ class Settings:
     session_timeout_s: float | None = None
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     backend: str = "auto"
+    tensorrt: TensorRTOptions | None = None
     log_format: Literal["text", "json"] = "text"
     idle_exit_s: float | None = None
 

@@ -12,7 +12,7 @@ import threading
 import traceback
 import weakref
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from engine.backend import Features, Slots, Ticket, check_batch, in_groups
 from engine.cuda import DeviceMemoryError
@@ -126,6 +126,11 @@ class TensorRTBackend:
         finally:
             self._slots.give_back(ticket)
 
+    def device_memory_bytes(self) -> int:
+        """What is taken of the GPU's memory now, by everybody on it."""
+        free, total = self._owner.submit(self._work.memory).result()
+        return total - free
+
     def close(self) -> None:
         """See `Backend.close`."""
         self._end()
@@ -164,6 +169,11 @@ class _Work:
 
     def finish(self, slot: int, heads: int) -> Features:
         return self._opened().finish(slot, heads)
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        self._opened()
+        return cast("Device", self._device).memory()
 
     def _opened(self) -> Session:
         if self._session is None:

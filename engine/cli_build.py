@@ -28,7 +28,7 @@ _PRECISION = {"tensorrt": "fp16", "tensorrt-fp32": "fp32"}
 
 
 def tensorrt_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add TensorRT's settings to a command; `read_settings` makes options of them."""
+    """Add TensorRT's settings to a command; `take_settings` makes options of them."""
     for option in reversed(
         [
             click.option("--gpu", default=_DEFAULT.gpu, type=click.IntRange(min=0), help="Which GPU, counted from 0."),
@@ -61,25 +61,25 @@ def tensorrt_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def read_settings(values: dict[str, Any], backend: str = "tensorrt") -> TensorRTOptions:
-    """Options out of the values of a command with `tensorrt_settings`.
+def take_settings(values: dict[str, Any], backend: str = "tensorrt") -> TensorRTOptions:
+    """Options out of the values of a command with `tensorrt_settings`; the values are taken out of the dictionary.
 
     Raises:
         InputError: a value that TensorRT cannot be set to.
     """
-    largest = values["largest_batch"]
+    largest = values.pop("largest_batch")
     best = min(_DEFAULT.throughput.best, largest)
     latency = min(_DEFAULT.latency.largest, largest)
     return TensorRTOptions(
         precision=_PRECISION.get(backend, _DEFAULT.precision),
         latency=BatchProfile(1, 1, latency),
         throughput=BatchProfile(1, best, largest),
-        most_heads=values["most_heads"],
-        exact=values["exact"],
-        workspace_bytes=_bytes(values["workspace_mb"]),
-        memory_limit_bytes=_bytes(values["memory_mb"]),
-        gpu=values["gpu"],
-        plans=values["plans"],
+        most_heads=values.pop("most_heads"),
+        exact=values.pop("exact"),
+        workspace_bytes=_bytes(values.pop("workspace_mb")),
+        memory_limit_bytes=_bytes(values.pop("memory_mb")),
+        gpu=values.pop("gpu"),
+        plans=values.pop("plans"),
     )
 
 
@@ -101,7 +101,7 @@ def build(bundle: str, backend: str, *, as_json: bool, **values: Any) -> None:
     from engine.backend_tensorrt import TensorRTBackend  # noqa: PLC0415 - `--help` must not wait for it
     from engine.bundle import open_bundle  # noqa: PLC0415
 
-    options = read_settings(values, backend)
+    options = take_settings(values, backend)
     graph = open_bundle(bundle).graph
     start_s = time.perf_counter()
     with _progress() as progress:

@@ -18,7 +18,7 @@ from engine import backend_tensorrt
 from engine.backend import open_backend
 from engine.backend_tensorrt import TensorRTBackend
 from engine.bundle import write_bundle
-from engine.cli_build import build, read_settings
+from engine.cli_build import build, take_settings
 from engine.errors import DeviceError, InputError
 from engine.specs import BatchProfile
 from engine.tensorrt_options import TensorRTOptions
@@ -87,7 +87,7 @@ def test_options_become_settings() -> None:
         "exact": False,
         "plans": Path("p"),
     }
-    assert read_settings(values, "tensorrt-fp32") == TensorRTOptions(
+    assert take_settings(dict(values), "tensorrt-fp32") == TensorRTOptions(
         precision="fp32",
         latency=BatchProfile(1, 1, 2),
         throughput=BatchProfile(1, 2, 2),
@@ -97,9 +97,9 @@ def test_options_become_settings() -> None:
         gpu=1,
         plans=Path("p"),
     )
-    assert read_settings({**values, "largest_batch": 64}).profiles == (BatchProfile(1, 1, 4), BatchProfile(1, 32, 64))
+    assert take_settings({**values, "largest_batch": 64}).profiles == (BatchProfile(1, 1, 4), BatchProfile(1, 32, 64))
     with pytest.raises(InputError, match="most_heads 6: expected a positive multiple of 4"):
-        read_settings({**values, "most_heads": 6})
+        take_settings({**values, "most_heads": 6})
 
 
 @pytest.mark.parametrize(
