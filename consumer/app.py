@@ -62,7 +62,7 @@ def run_consumer(settings: Settings) -> None:
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
-    with open_scorer(settings.bundle, settings.backend) as scorer:
+    with open_scorer(settings.bundle, settings.backend, tensorrt=settings.tensorrt) as scorer:
         largest = scorer.backend.profile.largest
         if settings.batch_size > largest:
             msg = (

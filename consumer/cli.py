@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engine.choice import BACKENDS
+from engine.cli_build import take_settings, tensorrt_settings
 from engine.command import VERB, print_json
 
 RUN_EPILOG = """\b
@@ -68,6 +69,7 @@ _CLIENT = click.option(
 )
 @_CLIENT
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@tensorrt_settings
 @click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help="Log lines on standard error.")
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
 def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
@@ -81,6 +83,7 @@ def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
     from consumer.config import Settings, read_client_config  # noqa: PLC0415 - the same
 
     settings = Settings(
+        tensorrt=take_settings(options, options["backend"]),
         client={} if client_config is None else read_client_config(client_config),
         http_port=None if http_port < 0 else http_port,
         **options,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from engine.tensorrt_options import TensorRTOptions
+
 MIB = 1024 * 1024
 LARGEST_PORT = 65_535
 
@@ -88,6 +90,7 @@ class Settings:
         session_timeout_s: how long a dead consumer keeps its partitions; None: 6 on the embedded broker, else 10.
         client: the Kafka client's TLS and SASL settings; hidden from logs.
         backend: what computes.
+        tensorrt: settings for TensorRT, where it computes.
         log_format: `text` or `json`.
         idle_exit_s: end when no frame came for that long; None: never.
         deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
@@ -113,6 +116,7 @@ class Settings:
     session_timeout_s: float | None = None
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     backend: str = "auto"
+    tensorrt: TensorRTOptions | None = None
     log_format: Literal["text", "json"] = "text"
     idle_exit_s: float | None = None
     deadline_s: float | None = None
