@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,7 +18,10 @@ from engine.errors import BundleError, InputError
 from engine.scorer import open_scorer
 from engine.verify import verify_scorer
 from trainer.errors import LabelError, SourceError
-from trainer.train import Step, TrainSettings, train
+from trainer.train import TrainSettings, train
+
+if TYPE_CHECKING:
+    from trainer.progress import Step
 
 IMAGES_PER_CLASS = 60
 
@@ -55,7 +58,7 @@ def trained(
         source=str(screws), out=folder / "bundle", groups=groups, size_px=(96, 96), held_out=folder / "held", seed=3
     )
     _, summary = train(settings, steps.append)
-    assert {step.name for step in steps} == {"featurize", "fit", "evaluate", "write"}
+    assert {step.name for step in steps} == {"featurize", "choose", "fit", "validate", "evaluate", "write"}
     return folder / "bundle", summary, folder / "held"
 
 
