@@ -26,6 +26,7 @@ from trainer.classifier import (
 )
 from trainer.dataset import DEFAULT_SIDE_PX, scaled
 from trainer.features import LIMIT_BYTES
+from trainer.judge import MOST_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -174,6 +175,10 @@ def other_sizes(
     """
     best = max(at_base, key=lambda candidate: candidate.auroc)
     alive = list(dict.fromkeys(each.featurizer for each in at_base if judge.is_noise(best.scores, each.scores)))
+    if not all(featurizer.embedding for featurizer in alive):
+        alive = [
+            featurizer for featurizer in alive if not featurizer.embedding
+        ]  # the rest of the network gains nothing
     whole = max(alive, key=lambda featurizer: (featurizer.embedding, len(featurizer.taps)))
     rows = np.arange(len(judge.defect))
     found: list[Candidate] = []
@@ -238,7 +243,7 @@ def tune(judge: Judge, data: Table, rows: np.ndarray) -> tuple[Recipe, Scores, l
     return recipe, Scores(evidence, pooled), tried
 
 
-def choose_parts(judge: Judge, scores: Scores) -> tuple[Parts, list[dict[str, Any]]]:
+def choose_parts(judge: Judge, scores: Scores, most_loss: float = MOST_LOSS) -> tuple[Parts, list[dict[str, Any]]]:
     """Evidence, pooled or both: the simplest that noise cannot tell from the best."""
     joined = {parts: scores.of(parts, judge.defect) for parts in PARTS}
     best = max(joined.values(), key=judge.auroc)
@@ -246,7 +251,7 @@ def choose_parts(judge: Judge, scores: Scores) -> tuple[Parts, list[dict[str, An
     for parts, score in joined.items():
         lost, error = judge.difference(best, score)
         told.append({"parts": parts, "auroc": judge.auroc(score), "below_best": lost, "standard_error": error})
-    return next(parts for parts in PARTS if judge.is_noise(best, joined[parts])), told
+    return next(parts for parts in PARTS if judge.is_noise(best, joined[parts], most_loss)), told
 
 
 def report(judge: Judge, tried: Sequence[Candidate], chosen: Candidate) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def cross_validate(data: Table, groups: np.ndarray, recipe: Recipe, *, seed: int
     joined, pooled = np.empty(len(defect)), np.empty(len(defect))
     by_fold = []
     for fit, held in folds:
-        scores = _judge(data, groups, recipe, fit, held, seed=seed)
+        scores = judge_held_out(data, groups, recipe, fit, held, seed=seed)
         joined[held], pooled[held] = scores[recipe.parts], scores["pooled"]
         by_fold.append(
             {
@@ -62,10 +62,10 @@ def cross_validate(data: Table, groups: np.ndarray, recipe: Recipe, *, seed: int
     }
 
 
-def _judge(
+def judge_held_out(
     data: Table, groups: np.ndarray, recipe: Recipe, fit: np.ndarray, held: np.ndarray, *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Scores (m,) of the images held out: those of the recipe's own parts, and of the pooled regression."""
+    """Fit the recipe on the rows `fit` and score the rows `held` (m,): by its own parts, and by `pooled` alone."""
     pooled = pooled_model(data, recipe, fit).decision_function(data.pooled[held])
     if recipe.parts == "pooled":
         return {"pooled": pooled}

@@ -47,7 +47,7 @@ class Judge:
         error = float(np.sqrt((len(spread) - 1) / len(spread) * np.sum(spread**2)))
         return self.auroc(better) - self.auroc(worse), error
 
-    def is_noise(self, better: np.ndarray, worse: np.ndarray) -> bool:
+    def is_noise(self, better: np.ndarray, worse: np.ndarray, most_loss: float = MOST_LOSS) -> bool:
         """Whether the second is as good as the first, as far as these images can tell."""
         lost, error = self.difference(better, worse)
-        return lost <= min(error, MOST_LOSS)
+        return lost <= min(error, most_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def choose(source: Source, labelling: Labelling, request: Request, progress: Cal
     if min(np.bincount(data.defect[used], minlength=2)) < ENOUGH_PER_CLASS:
         return _choose_from_few(data, used, held, features, sizes.base, request)
     rows = _compared(data.defect, used, request.seed)
-    judge = _judge(data, rows, FOLDS, request.seed)
+    judge = _judge(data.defect[rows], data.groups[rows], FOLDS, request.seed)
     choices = [request.featurizer] if request.is_pinned else cuts(whole)
     progress(Step("choose"))
     tried = candidates(judge, sizes.base, [(each, table(features, data.defect, each)) for each in choices], rows)
@@ -135,11 +136,8 @@ def _choose_from_few(
     data: Dataset, used: np.ndarray, held: np.ndarray, features: FeatureSet, image: ImageSpec, request: Request
 ) -> Chosen:
     """Only the parts; everything else as it proved best on other lines."""
-    judge = _judge(data, used, FEW_FOLDS, request.seed)
     view = table(features, data.defect, request.featurizer)
-    scores = out_of_fold(view, at_rows(judge.folds, used), FEW).take(used)
-    parts, told_parts = choose_parts(judge, scores)
-    recipe = replace(FEW, parts=parts)
+    recipe, told_parts = few_recipe(view, data.groups, used, seed=request.seed)
     told = {
         **_what(image, request.featurizer, recipe),
         "images": len(used),
@@ -149,6 +147,18 @@ def _choose_from_few(
         "not_tried": [{"why": f"fewer than {ENOUGH_PER_CLASS} images of a class to train on: differences are noise"}],
     }
     return Chosen(data, used, held, features, image, request.featurizer, recipe, told)
+
+
+def few_recipe(view: Table, groups: np.ndarray, rows: np.ndarray, *, seed: int) -> tuple[Recipe, list[dict[str, Any]]]:
+    """The recipe for a few images, `rows` of a table, and how each of the parts did out of fold on them.
+
+    A whole standard error is tolerated here: evidence is right more often than so few images can say. (With 10 of each
+    class on `pcb`, `catdog` and a rendered line .805, .810 and .654; always the best out of fold .793, .832 and .638.)
+    """
+    judge = _judge(view.defect[rows], groups[rows], FEW_FOLDS, seed)
+    scores = out_of_fold(view, at_rows(judge.folds, rows), FEW).take(rows)
+    parts, told = choose_parts(judge, scores, most_loss=math.inf)
+    return replace(FEW, parts=parts), told
 
 
 def _tuned(judge: Judge, view: Table, rows: np.ndarray) -> tuple[Recipe, dict[str, Any]]:
@@ -161,8 +171,7 @@ def _what(image: ImageSpec, featurizer: FeaturizerSpec, recipe: Recipe) -> dict[
     return {"input_px": [image.width_px, image.height_px], **featurizer.to_json(), **recipe.to_json()}
 
 
-def _judge(data: Dataset, rows: np.ndarray, folds: int, seed: int) -> Judge:
-    defect, groups = data.defect[rows], data.groups[rows]
+def _judge(defect: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Judge:
     return Judge(defect, groups, grouped_folds(defect, groups, folds=folds, seed=seed))
 
 
