@@ -36,16 +36,31 @@ class Judge:
 
     def difference(self, better: np.ndarray, worse: np.ndarray) -> tuple[float, float]:
         """AUROC of one minus that of the other, and the standard error of that difference."""
-        blocks = np.unique(self.groups, return_inverse=True)[1] % JACKKNIFE_BLOCKS
-        left_out = []
-        for block in range(int(blocks.max()) + 1):
-            kept = blocks != block
-            if self.defect[kept].any() and not self.defect[kept].all():
-                pair = (roc_auc_score(self.defect[kept], scores[kept]) for scores in (better, worse))
-                left_out.append(next(pair) - next(pair))
-        spread = np.array(left_out) - np.mean(left_out)
-        error = float(np.sqrt((len(spread) - 1) / len(spread) * np.sum(spread**2)))
+        left_out = self._without_each_block(better) - self._without_each_block(worse)
+        left_out = left_out[np.isfinite(left_out)]
+        spread = np.square(left_out - left_out.mean()).sum()
+        error = float(np.sqrt((len(left_out) - 1) / len(left_out) * spread))
         return self.auroc(better) - self.auroc(worse), error
+
+    def _without_each_block(self, scores: np.ndarray) -> np.ndarray:
+        """(blocks,) AUROC of the images outside each block of groups; NaN where a class is not among them.
+
+        AUROC is the share of pairs of a defect and a good part that stand in the right order (a tie counts half), so
+        what a block takes away is counted once from the table of its pairs with every other.
+        """
+        blocks = np.unique(self.groups, return_inverse=True)[1] % JACKKNIFE_BLOCKS
+        count = int(blocks.max()) + 1
+        positive, own = scores[self.defect], blocks[self.defect]
+        right = np.empty((count, count))  # (block of the defect, block of the good part)
+        for block in range(count):
+            negative = np.sort(scores[~self.defect & (blocks == block)])
+            below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+            right[:, block] = np.bincount(own, below / 2, count)
+        kept = right.sum() - right.sum(0) - right.sum(1) + right.diagonal()
+        pairs = [np.bincount(blocks[self.defect == label], minlength=count) for label in (False, True)]
+        outside = np.prod([counts.sum() - counts for counts in pairs], axis=0).astype(float)
+        left_out: np.ndarray = np.divide(kept, outside, out=np.full(count, np.nan), where=outside > 0)
+        return left_out
 
     def is_noise(self, better: np.ndarray, worse: np.ndarray, most_loss: float = MOST_LOSS) -> bool:
         """Whether the second is as good as the first, as far as these images can tell."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from engine.featurizer import FeaturizerSpec, multiply_accumulates
 from engine.specs import ImageSpec, Region
@@ -65,6 +66,13 @@ def test_jackknife_error_is_what_the_difference_does_on_new_groups() -> None:
 
     differences, errors = np.array([drawn(seed) for seed in range(40)]).T
     assert errors.mean() == pytest.approx(differences.std(), rel=0.3)
+
+
+def test_leaving_a_group_out_is_as_if_it_had_never_been_there() -> None:
+    own = judge(90, 7)
+    score = np.round(scores(own, 1.0), 1)  # with ties
+    expected = [roc_auc_score(own.defect[own.groups != g], score[own.groups != g]) for g in range(7)]
+    np.testing.assert_allclose(own._without_each_block(score), expected, rtol=1e-12)
 
 
 def test_noise_excuses_one_standard_error_and_never_much() -> None:
