@@ -221,8 +221,7 @@ def tune(judge: Judge, data: Table, rows: np.ndarray) -> tuple[Recipe, Scores, l
     def scored(part: str, recipe: Recipe) -> np.ndarray:
         score_of = evidence_out_of_fold if part == "evidence" else pooled_out_of_fold
         score: np.ndarray = score_of(data, folds, recipe)[rows]
-        told = recipe.to_json()
-        del told["parts"]
+        told = {key: value for key, value in recipe.to_json().items() if key not in {"parts", "views"}}
         tried.append({"part": part, **told, "auroc": judge.auroc(score)})
         return score
 

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.heads import Calibration
 from trainer.patch_evidence import PatchEvidence
+from trainer.turns import AS_TAKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,16 +41,24 @@ class Recipe:
     Attributes:
         l2, sharpness: of `PatchEvidence`.
         strength: inverse regularisation of the pooled regression.
+        views: of each image that the evidence is fitted on, see `trainer.turns`; it is asked about the first only.
     """
 
     parts: Parts = "evidence"
     l2: float = 0.03
     sharpness: float = 1.0
     strength: float = 0.03
+    views: int = AS_TAKEN
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the report."""
-        return {"parts": self.parts, "l2": self.l2, "sharpness": self.sharpness, "pooled_strength": self.strength}
+        return {
+            "parts": self.parts,
+            "l2": self.l2,
+            "sharpness": self.sharpness,
+            "pooled_strength": self.strength,
+            "views": self.views,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +66,8 @@ class Table:
     """Features of n labelled images as one featurizer gives them.
 
     Attributes:
-        channels: (n, cells, 4 fine + coarse) float16 or float32, see `PatchEvidence`.
+        channels: (n, cells, 4 fine + coarse) float16 or float32, see `PatchEvidence`; where recipes ask for more than
+            one view, n of the next view follow, and so on.
         pooled: (n, d) float32.
         defect: (n,) bool.
         fine: channels that each location has of its own.
@@ -113,7 +123,9 @@ class Fitted:
 def evidence_model(data: Table, recipe: Recipe, rows: np.ndarray) -> PatchEvidence:
     """Patch evidence fitted on `rows`."""
     model = PatchEvidence(data.fine, l2=recipe.l2, sharpness=recipe.sharpness)
-    return model.fit(data.channels, data.defect, rows=rows)
+    count = len(data.defect)
+    every_view = np.concatenate([rows + view * count for view in range(recipe.views)])
+    return model.fit(data.channels, np.tile(data.defect, recipe.views), rows=every_view)
 
 
 def pooled_model(data: Table, recipe: Recipe, rows: np.ndarray) -> Pipeline:

@@ -46,10 +46,16 @@ class Dataset:
     notes: tuple[str, ...]
 
     def extract(
-        self, image: ImageSpec, featurizer: FeaturizerSpec, rows: np.ndarray, progress: Callable[[int, int], None]
+        self,
+        image: ImageSpec,
+        featurizer: FeaturizerSpec,
+        rows: np.ndarray,
+        progress: Callable[[int, int], None],
+        turn: int = 0,
     ) -> FeatureSet:
         """Features of some rows, in their order; `progress` is called with the images done and their number."""
-        return _extract(self.source, [self.samples[row].name for row in rows], image, featurizer, progress)
+        names = [self.samples[row].name for row in rows]
+        return _extract(self.source, names, image, featurizer, progress, turn)
 
 
 def open_dataset(
@@ -109,6 +115,7 @@ def _extract(
     image: ImageSpec,
     featurizer: FeaturizerSpec,
     progress: Callable[[int, int], None],
+    turn: int = 0,
 ) -> FeatureSet:
     done = 0
 
@@ -117,7 +124,7 @@ def _extract(
         done += count
         progress(done, len(names))
 
-    return extract(names, source.read, image, featurizer, progress=advance)
+    return extract(names, source.read, image, featurizer, turn=turn, progress=advance)
 
 
 def _without_copies(samples: Sequence[Sample], sha256: Sequence[str]) -> tuple[np.ndarray, list[str]]:

@@ -17,6 +17,7 @@ from engine.familiarity import pixel_statistics
 from engine.featurizer import SUBLOCATIONS
 from engine.preprocess import preprocess
 from trainer.errors import MemberError
+from trainer.turns import turned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,9 +65,12 @@ def extract(
     image: ImageSpec,
     featurizer: FeaturizerSpec,
     *,
+    turn: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> FeatureSet:
     """Read, decode and featurize; `progress` is called with the number of samples done since the last call.
+
+    `turn` is the view that the network sees, see `trainer.turns`; 0 is the image as it was taken.
 
     Raises:
         InputError: the features would take more memory than 8 GiB.
@@ -100,7 +104,7 @@ def extract(
                 if good:
                     place = slice(len(kept), len(kept) + len(good))
                     batch = np.stack([pixel for _, _, pixel in good])
-                    pooled[place], channels[place] = graph.run(["pooled", "channels"], batch, {})
+                    pooled[place], channels[place] = graph.run(["pooled", "channels"], turned(batch, turn), {})
                     pixels += [pixel_statistics(pixel) for pixel in batch]
                     kept += [index for index, _, _ in good]
                     digests += [digest for _, digest, _ in good]

@@ -19,7 +19,7 @@ from engine.featurizer import DEFAULT_BACKBONE, OWN_TAPS, FeaturizerSpec
 from engine.heads import Head
 from engine.scorer import Scorer
 from engine.specs import ImageSpec, Region
-from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold, table
+from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
 from trainer.features import BATCH
@@ -198,7 +198,7 @@ def _fit(
 ) -> Bundle:
     """Fit on the samples that are used only; the bundle without its metrics."""
     progress(Step("fit"))
-    data, used = table(chosen.features, chosen.data.defect, chosen.featurizer), chosen.used
+    data, used = chosen.table, chosen.used
     defect, groups = chosen.data.defect, chosen.data.groups
     graph = given.graph if given is not None else build_serving_graph(chosen.featurizer, chosen.image)
     folds = grouped_folds(defect[used], groups[used], folds=FOLDS, seed=settings.seed)

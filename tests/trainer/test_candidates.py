@@ -123,6 +123,7 @@ def chosen_of(found: FeatureSet, seen_by: Judge) -> Candidate:
     return cheapest_of_the_best(seen_by, candidates(seen_by, ImageSpec(64, 64), tables(found, seen_by), rows))
 
 
+@pytest.mark.slow
 def test_embedding_is_used_only_where_it_helps() -> None:
     seen_by = judge(120, 120)
     found = features(seen_by, np.random.default_rng(3))
@@ -136,6 +137,7 @@ def test_embedding_is_used_only_where_it_helps() -> None:
     assert without.parts == "pooled"
 
 
+@pytest.mark.slow
 def test_the_network_is_cut_where_the_last_tap_says_nothing() -> None:
     seen_by = judge(120, 120)
     found = features(seen_by, np.random.default_rng(4))
@@ -197,6 +199,7 @@ def test_a_size_that_takes_too_much_is_refused_by_count() -> None:
     )
 
 
+@pytest.mark.slow
 def test_larger_sizes_are_tried_while_the_last_one_gained() -> None:
     """The sign of a defect grows with the size, up to 320 px; no cut but those as good as the best goes along."""
     seen_by = judge(200, 100)

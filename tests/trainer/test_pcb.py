@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from engine.backbone import build_serving_graph
-from engine.backend_onnx import OnnxBackend
+from engine.backbone import build_serving_graph, build_training_graph
+from engine.backend_onnx import OneImageStreams, OnnxBackend
 from engine.featurizer import GRID_STRIDE, FeaturizerSpec
 from engine.preprocess import preprocess
 from engine.specs import ImageSpec
@@ -22,6 +22,7 @@ from trainer.features import extract
 from trainer.selection import few_recipe
 from trainer.split import first_of_each, group_ids, grouped_folds
 from trainer.train import TrainSettings, train
+from trainer.turns import all_turns, turned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,24 +51,28 @@ class Boards:
     image: ImageSpec
     featurizer: FeaturizerSpec
     folds: list[tuple[np.ndarray, np.ndarray]]
+    graph: OneImageStreams
 
 
 @pytest.fixture(scope="module")
-def boards(shared_data: Path, summary: dict[str, Any]) -> Boards:
+def boards(shared_data: Path, summary: dict[str, Any]) -> Iterator[Boards]:
     """Features of all crops, each content once, at the size and the cut that the training chose."""
     folder, chosen = shared_data / "data" / "pcb", summary["chosen"]
     with (folder / "groups.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     image = ImageSpec(*chosen["input_px"])
     featurizer = FeaturizerSpec.from_json({name: chosen[name] for name in ("backbone", "taps", "embedding")})
-    features = extract([row["file"] for row in rows], lambda name: (folder / name).read_bytes(), image, featurizer)
+    names = [row["file"] for row in rows]
+    features = extract(names, lambda name: (folder / name).read_bytes(), image, featurizer)
     first = first_of_each(features.sha256)
     features, rows = features.take(first), [rows[index] for index in first]
     defect = np.array([row["label"] == "fail" for row in rows])
     groups = group_ids([row["group"] for row in rows], features.sha256)
     folds = grouped_folds(defect, groups, folds=FOLDS, seed=0)
     data = table(features, defect, featurizer)
-    return Boards(folder, [row["file"] for row in rows], groups, data, image, featurizer, folds)
+    graph = OneImageStreams(build_training_graph(featurizer, image))
+    yield Boards(folder, [row["file"] for row in rows], groups, data, image, featurizer, folds, graph)
+    graph.close()
 
 
 def recipe_of(summary: dict[str, Any]) -> Recipe:
@@ -111,11 +116,29 @@ def draws(boards: Boards, per_class: int) -> Iterator[tuple[np.ndarray, np.ndarr
             yield np.concatenate([random.choice(side, per_class, replace=False) for side in sides]), held
 
 
+def views_of(boards: Boards, rows: np.ndarray, held: np.ndarray) -> tuple[Table, np.ndarray, np.ndarray]:
+    """A small table of the rows to train on, in every view, and the rows to judge; and where each of them now is."""
+    own = np.concatenate([rows, held])
+    turns = range(1, all_turns(boards.image.width_px, boards.image.height_px))
+    channels = [boards.data.channels[own]]
+    for turn in turns:
+        pictures = np.stack([preprocess((boards.folder / boards.files[i]).read_bytes(), boards.image) for i in rows])
+        (turned_channels,) = boards.graph.run(["channels"], turned(pictures, turn), {})
+        unseen = np.zeros((len(held), *turned_channels.shape[1:]), turned_channels.dtype)
+        channels.append(np.concatenate([turned_channels, unseen]))
+    data = replace(
+        boards.data, channels=np.concatenate(channels), pooled=boards.data.pooled[own], defect=boards.data.defect[own]
+    )
+    return data, np.arange(len(rows)), np.arange(len(rows), len(own))
+
+
 def test_ten_images_of_each_class(boards: Boards, capsys: pytest.CaptureFixture[str]) -> None:
     figures = []
     for rows, held in draws(boards, 10):
-        recipe, _ = few_recipe(boards.data, boards.groups, rows, seed=0)
-        scores = judge_held_out(boards.data, boards.groups, recipe, rows, held, seed=0)
+        data, fit, judged = views_of(boards, rows, held)
+        groups = boards.groups[np.concatenate([rows, held])]
+        recipe, _ = few_recipe(data, groups, fit, views=len(data.channels) // len(data.defect), seed=0)
+        scores = judge_held_out(data, groups, recipe, fit, judged, seed=0)
         truth = boards.data.defect[held]
         best_pooled = (
             pooled_model(boards.data, Recipe(strength=strength), rows).decision_function(boards.data.pooled[held])

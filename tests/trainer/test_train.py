@@ -166,6 +166,9 @@ def test_an_image_in_both_classes_is_left_out_loudly(tmp_path: Path) -> None:
     (root / "fail" / "again.png").write_bytes((root / "good" / "3.png").read_bytes())
     _, summary = train(TrainSettings(source=str(root), out=tmp_path / "out"))
     assert summary["images"] == {"used": 23, "held_out": 8, "defects": 16}
+    assert summary["chosen"]["candidates"] == []
+    assert {row["views"] for row in summary["chosen"]["views_tried"]} == {2, 8}
+    assert "differences are noise" in summary["chosen"]["not_tried"][0]["why"]
     assert any("ATTENTION" in note and "good/3.png" in note for note in summary["notes"])
     assert summary["input_px"] == [64, 64]  # 48 x 40 px, brought to what the backbone takes
 
@@ -214,6 +217,7 @@ def test_command_prints_json_and_its_errors_have_their_exit_code(tmp_path: Path)
     assert len(scored.stdout.splitlines()) == 17
 
 
+@pytest.mark.slow
 def test_one_more_head_for_the_same_featurizer(
     trained: tuple[Path, dict[str, Any], Path], screws: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +255,7 @@ def test_a_featurizer_of_a_bundle_brings_its_own_size_and_taps(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_featurizer_that_computes_otherwise_gets_no_head(
     trained: tuple[Path, dict[str, Any], Path], screws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +275,7 @@ def open_taps(bundle: Path) -> tuple[int, ...]:
     return tuple(open_bundle(bundle).featurizer["taps"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["efficientnet-lite1", "efficientnet-lite2"])
 def test_a_backbone_is_an_option(screws: Path, tmp_path: Path, backbone: str) -> None:
     bundle, summary = train(
@@ -282,6 +288,7 @@ def test_a_backbone_is_an_option(screws: Path, tmp_path: Path, backbone: str) ->
         assert verify_scorer(scorer, time.perf_counter)["agrees"]
 
 
+@pytest.mark.slow
 def test_unknown_backbones_and_taps_are_one_clear_error(screws: Path, tmp_path: Path) -> None:
     for changed, words in (
         ({"backbone": "resnet50"}, "'resnet50' is not known.*expected one of efficientnet-lite0, "),
