@@ -44,6 +44,7 @@ MOST_PRODUCTS = 2e12
 """A size that takes more than this on the images compared is not tried: about half a minute on two cores each."""
 
 HALF_BYTES = 2
+CLEAR_AUROC = 0.9
 _NEARLY = 1.2  # the last size is the one nearest to the images' own
 L2 = (0.01, 0.03, 0.1)
 SHARPNESS = (0.5, 1.0, 2.0)
@@ -168,7 +169,8 @@ def other_sizes(
 ) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """The further sizes, with the cuts that were as good as the best at the base; one size's features at a time.
 
-    One smaller size and one larger are always tried; the next larger only while the last one gained more than noise.
+    One smaller size and one larger are always tried; the next larger only while the last one gained more than noise,
+    or while no size tells the classes apart: a small defect in a large scene shows in none of the first.
 
     Returns:
         The candidates, and the sizes that were too much to try, with the reason.
@@ -198,9 +200,9 @@ def other_sizes(
         attempt(image)
     for image in sizes.larger:
         now = attempt(image)
-        if now is None or judge.is_noise(now.scores, best.scores):
+        if now is None or (best.auroc >= CLEAR_AUROC and judge.is_noise(now.scores, best.scores)):
             break
-        best = now
+        best = max(best, now, key=lambda candidate: candidate.auroc)
     return found, refused
 
 

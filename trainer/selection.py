@@ -22,7 +22,6 @@ from trainer.candidates import (
 )
 from trainer.classifier import Recipe, Scores, at_rows, evidence_out_of_fold, pooled_out_of_fold, table
 from trainer.dataset import Dataset, median_size, open_dataset
-from trainer.features import FLOAT32_BYTES
 from trainer.judge import Judge
 from trainer.progress import Step
 from trainer.split import grouped_folds, holdout
@@ -46,11 +45,18 @@ ENOUGH_PER_CLASS = 40
 """With fewer images of a class to train on only the parts are chosen: with 10 of each, the standard error of a single
 AUROC is about .1, more than any of the choices is worth."""
 
+_TOO_FEW = (
+    f"fewer than {ENOUGH_PER_CLASS} images of a class to train on: differences are noise; where defects are small in a "
+    "large scene give a larger --size"
+)
+
 FEW = Recipe(sharpness=0.5)
 """Nearer to the mean over all locations, which moves less with a single one: with 10 images of each class it gave .843
 AUROC on `pcb` (sharpness 1: .831), .773 on `catdog` (.750), .626 on a rendered line (.614)."""
 
 _KEPT_BYTES = 1 << 29
+MOST_VIEWED = 1 << 27
+"""Values of all views together: half a GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ def _choose_from_few(
     """Only the parts and the views; everything else as it proved best on other lines."""
     used, held = split
     view = table(features, data.defect, request.featurizer)
-    views = _affordable(view.channels.nbytes, image)
+    views = _affordable(view.channels.size, image)
     everything = np.arange(len(data.samples))
     channels = [view.channels]
     for turn in range(1, views):
@@ -163,15 +169,15 @@ def _choose_from_few(
         **tried,
         "tuned": [],
         "candidates": [],
-        "not_tried": [{"why": f"fewer than {ENOUGH_PER_CLASS} images of a class to train on: differences are noise"}],
+        "not_tried": [{"why": _TOO_FEW}],
     }
     return Chosen(data, used, held, features, view, image, request.featurizer, recipe, told)
 
 
-def _affordable(view_bytes: int, image: ImageSpec) -> int:
-    """As many views as fit the memory that features may take as float32."""
+def _affordable(values: int, image: ImageSpec) -> int:
+    """As many views as are learned from in a moment; of large scenes only the images as they were taken."""
     ways = (all_turns(image.width_px, image.height_px), MIRRORED)
-    return next((views for views in ways if views * view_bytes <= FLOAT32_BYTES), AS_TAKEN)
+    return next((views for views in ways if views * values <= MOST_VIEWED), AS_TAKEN)
 
 
 def few_recipe(

@@ -225,6 +225,22 @@ def test_larger_sizes_are_tried_while_the_last_one_gained() -> None:
     assert cheapest_of_the_best(seen_by, [*at_base, *more]).image.width_px == 320
 
 
+@pytest.mark.slow
+def test_a_defect_that_shows_in_none_of_the_first_sizes_is_still_looked_for() -> None:
+    seen_by = judge(120, 60)
+
+    def extract(image: ImageSpec, _: FeaturizerSpec) -> FeatureSet:
+        found = features(seen_by, np.random.default_rng(12))
+        found.channels[:, 1, 3] += (9.0 if image.width_px == 640 else 0.0) * seen_by.defect
+        return found
+
+    image, rows = ImageSpec(224, 224), np.arange(120)
+    at_base = candidates(seen_by, image, tables(extract(image, WHOLE), seen_by), rows)
+    sizes = Sizes(image, (), tuple(ImageSpec(side, side) for side in (320, 448, 640)))
+    more, _ = other_sizes(seen_by, 120, sizes, at_base, extract)
+    assert cheapest_of_the_best(seen_by, [*at_base, *more]).image.width_px == 640
+
+
 def test_cost_is_a_count() -> None:
     costs = [multiply_accumulates(each, ImageSpec(160, 160)) for each in cuts(WHOLE)]
     assert costs == sorted(costs)
