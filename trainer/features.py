@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.backbone import SUBLOCATIONS, FeaturizerSpec, build_training_graph, cell_size, grid
+from engine.backbone import FeaturizerSpec, build_training_graph, grid
 from engine.backend_onnx import OneImageStreams
 from engine.errors import FrameError, InputError
 from engine.familiarity import pixel_statistics
+from engine.featurizer import SUBLOCATIONS
 from engine.preprocess import preprocess
 from trainer.errors import MemberError
+from trainer.turns import turned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,15 +65,18 @@ def extract(
     image: ImageSpec,
     featurizer: FeaturizerSpec,
     *,
+    turn: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> FeatureSet:
     """Read, decode and featurize; `progress` is called with the number of samples done since the last call.
+
+    `turn` is the view that the network sees, see `trainer.turns`; 0 is the image as it was taken.
 
     Raises:
         InputError: the features would take more memory than 8 GiB.
     """
     rows, columns = grid(image)
-    shape = (len(names), rows * columns // SUBLOCATIONS, cell_size(featurizer))
+    shape = (len(names), rows * columns // SUBLOCATIONS, featurizer.cell_size)
     pooled = np.empty((len(names), featurizer.pooled_size), np.float32)
     channels = _allocate(shape)
     kept: list[int] = []
@@ -99,7 +104,7 @@ def extract(
                 if good:
                     place = slice(len(kept), len(kept) + len(good))
                     batch = np.stack([pixel for _, _, pixel in good])
-                    pooled[place], channels[place] = graph.run(["pooled", "channels"], batch)
+                    pooled[place], channels[place] = graph.run(["pooled", "channels"], turned(batch, turn))
                     pixels += [pixel_statistics(pixel) for pixel in batch]
                     kept += [index for index, _, _ in good]
                     digests += [digest for _, digest, _ in good]
