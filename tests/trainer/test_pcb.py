@@ -123,7 +123,7 @@ def views_of(boards: Boards, rows: np.ndarray, held: np.ndarray) -> tuple[Table,
     channels = [boards.data.channels[own]]
     for turn in turns:
         pictures = np.stack([preprocess((boards.folder / boards.files[i]).read_bytes(), boards.image) for i in rows])
-        (turned_channels,) = boards.graph.run(["channels"], turned(pictures, turn), {})
+        (turned_channels,) = boards.graph.run(["channels"], turned(pictures, turn))
         unseen = np.zeros((len(held), *turned_channels.shape[1:]), turned_channels.dtype)
         channels.append(np.concatenate([turned_channels, unseen]))
     data = replace(
