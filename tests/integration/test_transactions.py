@@ -300,6 +300,48 @@ def test_a_rewind_leaves_a_partition_alone_whose_transaction_is_under_way(line: 
     assert line.reading.offsets(0) == [], "these are answered: read again, they would be answered twice"
 
 
+def test_a_claim_is_not_broken_while_a_transaction_under_it_is_under_way(line: Line) -> None:
+    """The second publication spans both partitions and is given up for the other one's sake."""
+    sink = line.sink()
+    line.reading.until_frames(20)
+    line.claim(1).broken = True
+    producer = sink._producer
+    assert producer is not None
+    manager = producer._transaction_manager
+    real, looked = manager.send_offsets_to_transaction, []
+
+    def look_first(*arguments: Any) -> Any:
+        looked.append((line.claim(0).broken, second.done))
+        return real(*arguments)
+
+    manager.send_offsets_to_transaction = look_first
+    with sink._changed:  # so that both are taken together
+        first = sink.publish([verdict(0), verdict(1)], line.progress(2))
+        second = sink.publish([verdict(2), verdict(9)], line.progress(3) | line.progress(1, partition=1))
+        third = sink.publish([verdict(3)], line.progress(4))
+    assert settled(first) is None
+    assert looked == [(False, False)], "or it would be read again from before this transaction"
+    assert isinstance(settled(second), GivenUpError)
+    assert isinstance(settled(third), GivenUpError), "nothing passes over the gap"
+    line.reading.frames.clear()
+    assert line.source.rewind(10.0)
+    line.reading.until_frames(18)
+    assert line.reading.offsets(0) == list(range(2, 10))
+    assert line.visible() == ["a0000", "a0001"]
+
+
+def test_a_start_waits_for_a_coordinator_that_is_moving(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = KafkaProducer.init_transactions, iter([KafkaTimeoutError("loading"), KafkaTimeoutError("loading")])
+
+    def load_first(producer: KafkaProducer) -> None:
+        for refusal in refusals:
+            raise refusal
+        real(producer)
+
+    monkeypatch.setattr(KafkaProducer, "init_transactions", load_first)
+    assert settled(line.sink().publish([verdict(0)], line.progress(1))) is None
+
+
 def test_a_consumer_that_the_group_has_excluded_publishes_nothing(line: Line) -> None:
     sink = line.sink()
     line.source._consumer._coordinator.reset_generation()  # what a heartbeat's answer does, on the client's own thread
