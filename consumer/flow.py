@@ -38,6 +38,10 @@ BATCHES_AHEAD = 2
 """One batch in the engine, and a full one behind it, so that it does not wait for this thread between two."""
 
 
+GIVEN_UP_EVERY_S = 1.0
+"""How often the log may say that verdicts were given up."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Publication:
     """Verdicts that went out together, with their frames, and how far they answer each partition."""
@@ -99,6 +103,8 @@ class Flow:
         self._in_hand = 0
         self._batches = 0
         self._flushing = False
+        self._given_up = 0
+        self._given_up_at_s = -GIVEN_UP_EVERY_S
         self.changes = 0
         """Changes of ownership applied so far."""
 
@@ -164,7 +170,7 @@ class Flow:
         """
         answers = publication.answers
         if isinstance(delivery.error, GivenUpError):
-            log.warning("%d verdicts were given up and their frames are judged again: %s", len(answers), delivery.error)
+            self._note_given_up(len(answers), delivery.error)
             if any(not step.claim.over for step in publication.progress.values()):
                 self._rewind()
         elif delivery.error is not None:
@@ -184,6 +190,14 @@ class Flow:
                 self._watcher.committed(done=True)
         self._in_hand -= len(answers)
         self._budget.give(len(answers), 0)
+
+    def _note_given_up(self, verdicts: int, why: GivenUpError) -> None:
+        """One line for all that one trouble has brought."""
+        self._given_up += verdicts
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._given_up_at_s + GIVEN_UP_EVERY_S:
+            log.warning("%d verdicts were given up and their frames are judged again: %s", self._given_up, why)
+            self._given_up, self._given_up_at_s = 0, now_s
 
     def flush(self) -> None:
         """Nothing more will come: from now on batches are taken without waiting for company."""

@@ -28,6 +28,8 @@ from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import (
     AuthorizationError,
     IllegalStateError,
+    InvalidRecordError,
+    InvalidTimestampError,
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
@@ -336,6 +338,11 @@ class TransactionalSink:
         """The error to end with, where trying again cannot help."""
         if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
             return BrokerError(f"a verdict is too large for topic {self._topic}: {error}; raise max.message.bytes")
+        if isinstance(error, InvalidTimestampError | InvalidRecordError):
+            return BrokerError(
+                f"topic {self._topic} refuses a verdict for its time: {error}; set this machine's clock, or let the "
+                "broker stamp the topic: message.timestamp.type=LogAppendTime"
+            )
         if isinstance(error, AuthorizationError | UnsupportedVersionError):
             return BrokerError(
                 f"transactions are refused: {type(error).__name__}: {error}; grant the right to transactional id "

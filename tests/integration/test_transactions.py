@@ -7,10 +7,11 @@ to make `consumer.transactions` simpler.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.future import Future
 from kafka.structs import ConsumerGroupMetadata
@@ -340,6 +341,29 @@ def test_a_start_waits_for_a_coordinator_that_is_moving(line: Line, monkeypatch:
 
     monkeypatch.setattr(KafkaProducer, "init_transactions", load_first)
     assert settled(line.sink().publish([verdict(0)], line.progress(1))) is None
+
+
+def test_a_consumer_whose_clock_is_wrong_is_heard_all_the_same(line: Line) -> None:
+    """Kafka refuses what its sender stamps an hour ahead, and deletes what it stamps as old."""
+    sink = line.sink()
+    for offset, clock_s in enumerate((time.time() + 30 * 86_400.0, time.time() - 30 * 86_400.0)):
+        said = replace(verdict(offset), decided_at_s=clock_s)
+        assert settled(sink.publish([said], line.progress(offset + 1))) is None
+    assert line.visible() == ["a0000", "a0001"]
+
+
+def test_a_topic_that_refuses_the_time_of_a_verdict_ends_the_consumer_with_the_cure(line: Line, unique: str) -> None:
+    """On a topic that somebody made otherwise; trying on, at full speed, would help nobody."""
+    line.verdicts = f"stamped-by-us-{unique}"
+    with KafkaAdminClient(bootstrap_servers=line.connection.bootstrap_servers) as admin:
+        admin.create_topics({line.verdicts: {"num_partitions": 2, "replication_factor": 1}})
+        admin.wait_for_topics([line.verdicts])
+    ahead = replace(verdict(0), decided_at_s=time.time() + 7_200.0)
+    error = settled(line.sink().publish([ahead], line.progress(1)))
+    assert isinstance(error, BrokerError)
+    assert not isinstance(error, GivenUpError)
+    assert "clock" in str(error)
+    assert "LogAppendTime" in str(error)
 
 
 def test_a_consumer_that_the_group_has_excluded_publishes_nothing(line: Line) -> None:
