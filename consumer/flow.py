@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from consumer.budget import Budget
     from consumer.claims import Claim
     from consumer.delivery import Delivery
-    from consumer.events import Verdict
+    from consumer.events import Position, Verdict
     from consumer.judging import Stamp
     from consumer.ports import Clock, DeadLetters, Fetched, Judge, Sink, TenureChange, Watcher
     from consumer.tenure import Partition
@@ -132,11 +132,13 @@ class Flow:
         """Changes of ownership, then frames; every frame starts to be decoded.
 
         Raises:
-            BrokerError: a frame of a partition that is not ours.
+            BrokerError: a frame of a partition that is not ours; or one that came before, where it is answered once.
         """
         for change in fetched.changes:
             self._apply(change)
         for frame in fetched.frames:
+            if self._sink.records_progress and self.tenure.steps_back(frame.position):
+                raise BrokerError(_came_again(frame.position))
             epoch = self.tenure.admit(frame.position)
             slot = Slot(frame, epoch, fetched.at_s, self._budget.size_of(frame))
             line = self._lines.setdefault(slot.partition, deque())
@@ -303,3 +305,12 @@ class Flow:
         self._budget.give(0, freed_bytes)
         delivery = self._sink.publish([verdict for _, verdict in answers], progress)
         self._when_delivered(delivery, Publication(answers, progress))
+
+
+def _came_again(position: Position) -> str:
+    """Why the consumer has to end: what is under way of the partition may be stored, and would be answered twice."""
+    return (
+        f"the frame of {position.topic}-{position.partition} at offset {position.offset} came again without a new "
+        "assignment: expected later ones only; see whether the broker has lost the end of the partition. After a start "
+        "the partition goes on from its committed position"
+    )

@@ -7,7 +7,9 @@ engine raises, whatever batch they are in: each of these has to come out as an e
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -20,9 +22,10 @@ from tests.faults.checker import Expected, digest_of
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
-    from pathlib import Path
 
     from engine.scorer import Scorer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MARK_PX = 8
 MARK = (255, 0, 255)
@@ -59,12 +62,18 @@ class Assortment:
         return random.choice(self.marked if lot < POISON_SHARE + MARKED_SHARE else self.good)
 
 
-def assortment(bundle: Path, shared_data: Path | None) -> Assortment:
+def shared_data() -> Path | None:
+    """Folder with the collection of bad images: FRAMEGATE_TEST_DATA, else `shared` beside the repository."""
+    folder = Path(os.environ.get("FRAMEGATE_TEST_DATA") or ROOT.parent / "shared")
+    return folder if (folder / "badimages" / "index.json").is_file() else None
+
+
+def assortment(bundle: Path, collection: Path | None) -> Assortment:
     """All that may be sent.
 
     Args:
         bundle: judges.
-        shared_data: has a collection of bad images; None: only what is made here.
+        collection: see `shared_data`; None: only the bad images that are made here.
     """
     expected: dict[str, Expected] = {}
     with open_scorer(bundle, "onnxruntime") as scorer:
@@ -82,7 +91,7 @@ def assortment(bundle: Path, shared_data: Path | None) -> Assortment:
                 msg = "a mark was lost on the way through the decoder"
                 raise ValueError(msg)
             expected[digest_of(payload)] = Expected("none", "engine_error")
-        for payload, expectation in _collected(shared_data):
+        for payload, expectation in _collected(collection):
             if expectation in CAUSES:
                 expected[digest_of(payload)] = Expected("none", CAUSES[expectation])
             elif _is_clear(scorer, payload):
@@ -127,11 +136,11 @@ def _scored(scorer: Scorer, payload: bytes | None) -> Expected:
     return Expected(prediction.decision, None, prediction.defect_probability)
 
 
-def _collected(shared_data: Path | None) -> Iterator[tuple[bytes, str]]:
+def _collected(collection: Path | None) -> Iterator[tuple[bytes, str]]:
     """The collection's files that end one way whatever decodes them, and that are small."""
-    if shared_data is None:
+    if collection is None:
         return
-    folder = shared_data / "badimages"
+    folder = collection / "badimages"
     for entry in json.loads((folder / "index.json").read_text(encoding="utf-8"))["files"]:
         if entry["expect"] != "either" and 0 < entry["bytes"] <= LARGEST_POISON_BYTES:
             yield (folder / entry["file"]).read_bytes(), entry["expect"]
