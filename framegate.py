@@ -21,6 +21,8 @@ VERBS = {
     "data": ("trainer.cli", "data"),
     "score": ("engine.cli", "score"),
     "verify": ("engine.cli", "verify"),
+    "build": ("engine.cli_build", "build"),
+    "bench": ("engine.cli_bench", "bench"),
     "run": ("consumer.cli", "run"),
     "camera": ("consumer.cli_camera", "camera"),
     "broker": ("consumer.cli", "broker"),

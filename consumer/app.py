@@ -62,7 +62,7 @@ def run_consumer(settings: Settings) -> None:
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
-    with open_scorer(settings.bundle, settings.backend) as scorer:
+    with open_scorer(settings.bundle, settings.backend, tensorrt=settings.tensorrt) as scorer:
         largest = scorer.backend.profile.largest
         if settings.batch_size > largest:
             msg = (
@@ -152,16 +152,17 @@ def _kafka_ports(
     stack.callback(source.close, 1.0)
     sink: KafkaSink | TransactionalSink
     if settings.delivers(embedded=embedded) == "exactly-once":
+        transactional_id = settings.transactional_id()
+        log.info("delivering exactly once, as transactional id %s", transactional_id)
         sink = TransactionalSink(
             connection,
             group=settings.group,
             topic=settings.verdicts_topic,
-            transactional_id=settings.transactional_id,
+            transactional_id=transactional_id,
             membership=source.membership,
             clock=clock,
             broken=lambda _: watcher.committed(done=False),
         )
-        log.info("delivering exactly once, as transactional id %s", settings.transactional_id)
     else:
         sink = KafkaSink(connection, group=settings.group, topic=settings.verdicts_topic)
         log.info("delivering at least once")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engine.choice import BACKENDS
+from engine.cli_build import take_settings, tensorrt_settings
 from engine.command import VERB, print_json
 
 RUN_EPILOG = """\b
@@ -44,6 +45,12 @@ _CLIENT = click.option(
 @click.option("--http-host", default="127.0.0.1", metavar="ADDRESS", help="Where /metrics, /live and /ready listen.")
 @click.option("--http-port", default=9108, metavar="PORT", help="Their port; 0 takes a free one, -1 serves none.")
 @click.option(
+    "--deadline-s",
+    type=float,
+    metavar="S",
+    help="A frame older than this is answered none/late, without the engine. Default: any age is judged.",
+)
+@click.option(
     "--delivery",
     type=click.Choice(["exactly-once", "at-least-once"]),
     help="How verdicts are delivered. Default: exactly once on Apache Kafka, at least once on the embedded broker.",
@@ -62,10 +69,11 @@ _CLIENT = click.option(
 )
 @_CLIENT
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@tensorrt_settings
 @click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help="Log lines on standard error.")
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
 def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
-    """Judge the frames of a topic: one verdict per frame, in order per station, at least once.
+    """Judge the frames of a topic: one verdict per frame, in order per station.
 
     Goes on where the group last committed; a new group begins at the oldest frame kept, so no frame is skipped. On
     SIGTERM or Ctrl-C it answers what is in hand, commits and ends with 0; a second signal gives up at once with 1, and
@@ -75,6 +83,7 @@ def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
     from consumer.config import Settings, read_client_config  # noqa: PLC0415 - the same
 
     settings = Settings(
+        tensorrt=take_settings(options, options["backend"]),
         client={} if client_config is None else read_client_config(client_config),
         http_port=None if http_port < 0 else http_port,
         **options,

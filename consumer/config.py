@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import tomllib
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from engine.batcher import BatchPolicy
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from engine.tensorrt_options import TensorRTOptions
 
 MIB = 1024 * 1024
 LARGEST_PORT = 65_535
@@ -87,8 +90,10 @@ class Settings:
         session_timeout_s: how long a dead consumer keeps its partitions; None: 6 on the embedded broker, else 10.
         client: the Kafka client's TLS and SASL settings; hidden from logs.
         backend: what computes.
+        tensorrt: settings for TensorRT, where it computes.
         log_format: `text` or `json`.
         idle_exit_s: end when no frame came for that long; None: never.
+        deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
     """
 
     bundle: str
@@ -111,8 +116,10 @@ class Settings:
     session_timeout_s: float | None = None
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     backend: str = "auto"
+    tensorrt: TensorRTOptions | None = None
     log_format: Literal["text", "json"] = "text"
     idle_exit_s: float | None = None
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is opened."""
@@ -128,6 +135,9 @@ class Settings:
         _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
         _at_least("--drain-s", self.drain_s, 0)
         _at_least("--idle-exit-s", self.idle_exit_s, 0)
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            msg = f"--deadline-s {self.deadline_s:g} is no deadline: expected more than 0 seconds"
+            raise SettingsError(msg)
         low_s, high_s = SESSION_RANGE_S
         if self.session_timeout_s is not None and not low_s <= self.session_timeout_s <= high_s:
             msg = f"--session-timeout-s {self.session_timeout_s:g} is out of range: expected {low_s:g} to {high_s:g}"
@@ -155,10 +165,10 @@ class Settings:
             raise SettingsError(msg)
         return self.delivery or ("at-least-once" if embedded else "exactly-once")
 
-    @property
     def transactional_id(self) -> str:
-        """Ours alone, and the same after a restart where an instance is named."""
-        return f"framegate-{self.group}-{self.instance or f'{socket.gethostname()}-{os.getpid()}'}"
+        """Ours alone: of the instance, the same after a restart, or a new one for each call where none is named."""
+        own = self.instance or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        return f"framegate-{self.group}-{own}"
 
     def session_s(self, *, embedded: bool) -> float:
         """The session timeout to ask for."""
@@ -175,6 +185,7 @@ class Settings:
             decode_threads=self.decode_threads or min(8, os.cpu_count() or 1),
             drain_s=self.drain_s,
             idle_exit_s=self.idle_exit_s,
+            deadline_s=self.deadline_s,
         )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from consumer.claims import Progress
 from consumer.errors import BrokerError, GivenUpError
-from consumer.judging import Slot, dead_letter_of, verdict_of
+from consumer.judging import Fault, Slot, dead_letter_of, verdict_of
 from consumer.tenure import Tenure
 from engine.batcher import BatchPolicy, MicroBatcher
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from consumer.delivery import Delivery
     from consumer.events import Position, Verdict
     from consumer.judging import Stamp
+    from consumer.lateness import Lateness
     from consumer.ports import Clock, DeadLetters, Fetched, Judge, Sink, TenureChange, Watcher
     from consumer.tenure import Partition
 
@@ -68,6 +69,7 @@ class Flow:
         start_score: Callable[[list[Slot]], None],
         when_delivered: Callable[[Delivery, Publication], None],
         rewind: Callable[[], None],
+        lateness: Lateness,
     ) -> None:
         """Begin with nothing in hand.
 
@@ -84,6 +86,7 @@ class Flow:
             start_score: begin to score these; `scored` is to be called with the same list.
             when_delivered: a delivery is under way; `delivered` is to be called when it is done.
             rewind: a publication was given up: have the source read again from the committed positions.
+            lateness: which frames are too old to be judged.
         """
         self._judge = judge
         self._sink = sink
@@ -96,6 +99,7 @@ class Flow:
         self._start_score = start_score
         self._when_delivered = when_delivered
         self._rewind = rewind
+        self._lateness = lateness
         self._claims: dict[Partition, Claim] = {}
         self.tenure = Tenure()
         self._batcher: MicroBatcher[Slot] = MicroBatcher(policy)
@@ -129,13 +133,14 @@ class Flow:
         return self._batches
 
     def take_in(self, fetched: Fetched) -> None:
-        """Changes of ownership, then frames; every frame starts to be decoded.
+        """Changes of ownership, then frames; every frame that is not late starts to be decoded.
 
         Raises:
             BrokerError: a frame of a partition that is not ours; or one that came before, where it is answered once.
         """
         for change in fetched.changes:
             self._apply(change)
+        slots: list[Slot] = []
         for frame in fetched.frames:
             if self._sink.records_progress and self.tenure.steps_back(frame.position):
                 raise BrokerError(_came_again(frame.position))
@@ -146,6 +151,13 @@ class Flow:
                 self._drop(line)
             line.append(slot)
             self._in_hand += 1
+            slots.append(slot)
+        newest = {slot.partition: slot for slot in slots}
+        for slot in slots:
+            is_newest = slot is newest[slot.partition] and slot.partition in fetched.fresh
+            self._lateness.observe(slot.frame, fresh=is_newest)
+        on_time = self._on_time(slots)
+        for slot in on_time:
             self._start_decode(slot)
 
     def decoded(self, slot: Slot) -> None:
@@ -223,8 +235,8 @@ class Flow:
         return self._batcher.due_s(idle=True)
 
     def _engage(self, slots: list[Slot]) -> None:
-        """Give the engine those of a batch that are still ours."""
-        held = self._still_ours(slots)
+        """Give the engine those of a batch that are still ours and of use."""
+        held = self._on_time(self._still_ours(slots))
         if held:
             self._batches += 1
             self._start_score(held)
@@ -238,6 +250,18 @@ class Flow:
             else:
                 self._forget(slot)
         return held
+
+    def _on_time(self, slots: list[Slot]) -> list[Slot]:
+        """Those whose verdict can still be of use; the others are answered as they are."""
+        now_s = self._clock.monotonic_s()
+        late = [slot for slot in slots if self._lateness.is_late(slot.frame, now_s - slot.fetched_s)]
+        for slot in late:
+            slot.image = None
+            age_s = self._lateness.age_s(slot.frame, now_s - slot.fetched_s)
+            slot.fault = Fault("late", f"{age_s:.3f} s old: expected at most {self._lateness.deadline_s:g} s")
+        if late:
+            self._decide(late)
+        return [slot for slot in slots if slot.fault is None]
 
     def _apply(self, change: TenureChange) -> None:
         """Partitions came or went: what is in hand of them is not ours to answer any more, either way."""

@@ -67,6 +67,9 @@ JOIN_S = 1.0
 """How long a poll waits, at least, while the group forms. kafka-python 3.0.12 throws a join away that ends between two
 polls and begins another: with short polls, as under backpressure, a member may never get in."""
 
+FRESH_S = 0.5
+"""How long ago a partition was last seen read to its end, at most, for what comes of it then to have just been sent."""
+
 DEAD_LETTER_START_S = 5.0
 DEAD_LETTER_BLOCK_S = 0.1
 DEAD_LETTER_DELIVERY_S = 20.0
@@ -156,6 +159,7 @@ class KafkaSource:
         self._changes = _Changes()
         self._held: set[Partition] = set()
         self._next: dict[Partition, int] = {}
+        self._at_end_s: dict[Partition, float] = {}
         self._paused = False
         self._answering = True
         self._closed = False
@@ -201,7 +205,7 @@ class KafkaSource:
         lines = [self._frames(Partition(*partition), batch, now_s) for partition, batch in records.items()]
         turns = itertools.zip_longest(*lines)
         frames = tuple(frame for turn in turns for frame in turn if frame is not None)
-        return Fetched(changes, frames, at_s)
+        return Fetched(changes, frames, at_s, self._fresh({Partition(*partition) for partition in records}, at_s))
 
     def pause(self) -> None:
         """See `Source`."""
@@ -413,6 +417,23 @@ class KafkaSource:
             )
             for record in records
         ]
+
+    def _fresh(self, brought: set[Partition], at_s: float) -> frozenset[Partition]:
+        """Of what a poll brought, what was not there at the poll before; and remember what is read to its end now."""
+        at_end = {partition for partition in self._held if self._is_at_end(partition)}
+        fresh = frozenset(
+            partition
+            for partition in brought & at_end
+            if at_s - self._at_end_s.get(partition, float("-inf")) <= FRESH_S
+        )
+        if not self._paused:
+            self._at_end_s = dict.fromkeys(at_end, at_s)
+        return fresh
+
+    def _is_at_end(self, partition: Partition) -> bool:
+        """Whether nothing is behind what was fetched of it, as of the last answer of the broker."""
+        position = self._next.get(partition)
+        return position is not None and position == self._highwater(partition)
 
     def _highwater(self, partition: Partition) -> int | None:
         """The offset that the partition's next frame will have, as of the last fetch."""

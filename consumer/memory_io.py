@@ -101,6 +101,7 @@ class MemorySource:
         self._turns: deque[Partition] = deque()
         self._changes: deque[TenureChange] = deque()
         self._claims: dict[Partition, Claim] = {}
+        self._at_end: set[Partition] = set()
         self._paused = False
         self.closed = False
         self.refuse_rewinds = 0
@@ -147,7 +148,11 @@ class MemorySource:
         frames = [] if self._paused else self._read(max_frames)
         if not frames and not changes and self._wait is not None and timeout_s > 0:
             self._wait(timeout_s)
-        return Fetched(changes, tuple(frames), self._clock.monotonic_s())
+        read = {Partition(frame.position.topic, frame.position.partition) for frame in frames}
+        at_end = {partition for partition, offset in self._next.items() if offset == self._log.end(partition)}
+        fresh = frozenset(read & at_end & self._at_end)
+        self._at_end = at_end
+        return Fetched(changes, tuple(frames), self._clock.monotonic_s(), fresh)
 
     def pause(self) -> None:
         """See `Source`."""

@@ -22,6 +22,7 @@ from consumer.errors import BrokerError
 from consumer.fetching import Fetcher
 from consumer.flow import Flow
 from consumer.judging import Slot, decode_slot, score_slots
+from consumer.lateness import Lateness
 from engine.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Pace:
         drain_s: how long a stop may take to answer what is in hand.
         commit_every_s: the most that is judged again after a crash, in time.
         idle_exit_s: end when no frame came for that long; None: never.
+        deadline_s: how old a frame may be when it is judged; None: any age.
     """
 
     policy: BatchPolicy
@@ -82,6 +84,7 @@ class Pace:
     drain_s: float = 20.0
     commit_every_s: float = 0.25
     idle_exit_s: float | None = None
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a pace at which nothing would move."""
@@ -119,6 +122,7 @@ class Pipeline:
             start_score=self._start_score,
             when_delivered=self._when_delivered,
             rewind=self._rewind,
+            lateness=Lateness(pace.deadline_s),
         )
         self._fetcher = Fetcher(
             ports.source,

@@ -44,12 +44,15 @@ class Fetched:
     Attributes:
         changes: in the order they happened, all of them before the first of `frames`.
         frames: per partition in offset order.
+        fresh: partitions whose last frame here was sent a moment ago: a moment before there was none to fetch, and none
+            is behind it.
         at_s: monotonic seconds at which the frames were in hand.
     """
 
     changes: tuple[TenureChange, ...]
     frames: tuple[Frame, ...]
     at_s: float
+    fresh: frozenset[Partition] = frozenset()
 
 
 class Source(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.specs import BatchProfile, TensorSpec
+    from engine.tensorrt_options import TensorRTOptions
 
 SLOTS = 2
 """Batches that may be in a backend at once: while one computes, the next is copied in and the last copied out."""
@@ -105,18 +106,23 @@ class Backend(Protocol):
 CPU_BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
 """What runs on any machine, the reference first."""
 
+GPU_BACKENDS = ("tensorrt", "tensorrt-fp32")
+"""What needs an NVIDIA GPU: in float16, and in float32 for parity."""
 
-def open_backend(name: str, graph: bytes) -> Backend:
+
+def open_backend(name: str, graph: bytes, *, tensorrt: TensorRTOptions | None = None) -> Backend:
     """Open a backend on a serving graph. `engine.choice` opens one on a whole bundle, `auto` among them.
 
     Args:
-        name: of `CPU_BACKENDS`, or `openvino-int8` for a graph that `engine.quantize` made.
+        name: of `CPU_BACKENDS` or `GPU_BACKENDS`, or `openvino-int8` for a graph that `engine.quantize` made.
         graph: as `build_serving_graph` makes it.
+        tensorrt: settings of the GPU backends; the name decides the precision among them.
 
     Raises:
         InputError: there is no backend of that name.
         GraphError: the graph is corrupt or not one of ours.
         DeviceError: this machine cannot run it.
+        PlanError: no TensorRT plan can be built, kept or loaded.
     """
     # Each runtime is imported only when it is asked for.
     if name == "onnxruntime":
@@ -127,7 +133,13 @@ def open_backend(name: str, graph: bytes) -> Backend:
         from engine.backend_openvino import OpenVinoBackend  # noqa: PLC0415
 
         return OpenVinoBackend(graph, precision=name.partition("-")[2] or "fp32")
-    msg = f"backend {name!r} is not known: expected one of {', '.join(CPU_BACKENDS)}"
+    if name in GPU_BACKENDS:
+        from engine.backend_tensorrt import TensorRTBackend  # noqa: PLC0415
+        from engine.tensorrt_options import TensorRTOptions  # noqa: PLC0415
+
+        precision = name.partition("-")[2] or "fp16"
+        return TensorRTBackend(graph, replace(tensorrt or TensorRTOptions(), precision=precision))
+    msg = f"backend {name!r} is not known: expected one of {', '.join((*CPU_BACKENDS, *GPU_BACKENDS))}"
     raise InputError(msg)
 
 

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from engine.agreement import compare, infer_all
-from engine.backend import CPU_BACKENDS, open_backend
+from engine.backend import CPU_BACKENDS, GPU_BACKENDS, open_backend
 from engine.errors import BundleError, DeviceError, ParityError, PlanError
 from engine.heads import stack
 from engine.processor import cpu_name, has_bfloat16
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from engine.agreement import Agreement
     from engine.backend import Backend
     from engine.bundle import Bundle
+    from engine.tensorrt_options import TensorRTOptions
 
 log = logging.getLogger(__name__)
 
-INT8_BACKENDS = ("openvino-int8",)
+INT8_BACKENDS = ("openvino-int8", "tensorrt-int8")
 """On a graph that is quantized for the bundle when it is opened; never taken by `auto`."""
 
-BACKENDS = ("auto", *CPU_BACKENDS, *INT8_BACKENDS)
+BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS, *INT8_BACKENDS)
 """What `--backend` takes."""
 
 
-def open_for(bundle: Bundle, name: str = "auto") -> Backend:
-    """Open a backend on a bundle.
+def open_for(bundle: Bundle, name: str = "auto", *, tensorrt: TensorRTOptions | None = None) -> Backend:
+    """Open a backend on a bundle; `tensorrt` is for TensorRT alone.
 
     `auto` takes a GPU where one can be used, else the processor's fastest arithmetic that answers as the bundle's
     reference does, else the reference itself. It says in the log what it took and why.
@@ -40,10 +41,10 @@ def open_for(bundle: Bundle, name: str = "auto") -> Backend:
         DeviceError, PlanError: the backend asked for cannot run here; `auto` goes on to the next instead.
     """
     if name in INT8_BACKENDS:
-        return _quantized(bundle, name)
+        return _quantized(bundle, name, tensorrt)
     if name != "auto":
-        return open_backend(name, bundle.graph)
-    backend = _gpu(bundle) or _reduced(bundle)
+        return open_backend(name, bundle.graph, tensorrt=tensorrt)
+    backend = _gpu(bundle, tensorrt) or _fastest_on_the_processor(bundle)
     if backend is None:
         backend = open_backend("onnxruntime", bundle.graph)
         log.info(
@@ -60,7 +61,7 @@ def agreement(bundle: Bundle, backend: Backend) -> Agreement | None:
     return compare(features, bundle.reference, bundle.head, backend.precision)
 
 
-def _quantized(bundle: Bundle, name: str) -> Backend:
+def _quantized(bundle: Bundle, name: str, tensorrt: TensorRTOptions | None) -> Backend:
     """The graph in int8, as much of it as the bundle's reference images allow."""
     from engine.quantize import FULL_PRECISION_UNTIL, quantized  # noqa: PLC0415 - heavy, and only for int8
 
@@ -69,7 +70,8 @@ def _quantized(bundle: Bundle, name: str) -> Backend:
         raise BundleError(msg)
     found = None
     for keep in FULL_PRECISION_UNTIL:
-        backend = open_backend(name, quantized(bundle.graph, bundle.reference.images, keep))
+        graph = quantized(bundle.graph, bundle.reference.images, keep)
+        backend = open_backend(name.replace("tensorrt-int8", "tensorrt"), graph, tensorrt=tensorrt)
         found = agreement(bundle, backend)
         if found is not None and found.agrees:
             log.info("int8 on all convolutions but those of %s: %s", ", ".join(keep), found)
@@ -87,23 +89,29 @@ def tensorrt_is_installed() -> bool:
     return importlib.util.find_spec("tensorrt") is not None
 
 
-def _gpu(bundle: Bundle) -> Backend | None:
+def _gpu(bundle: Bundle, tensorrt: TensorRTOptions | None) -> Backend | None:
     """TensorRT where it is installed and works; one warning where it is installed and does not."""
     if not tensorrt_is_installed():
         return None
     try:
-        backend = open_backend("tensorrt", bundle.graph)
+        backend = open_backend("tensorrt", bundle.graph, tensorrt=tensorrt)
     except (DeviceError, PlanError) as error:
         log.warning("TensorRT is installed and cannot be used, so the CPU computes: %s", error)
         return None
     return _if_it_agrees(bundle, backend, "a GPU is here")
 
 
-def _reduced(bundle: Bundle) -> Backend | None:
-    """bfloat16 where the processor has it: faster than anything in fp32."""
-    if not has_bfloat16() or bundle.reference is None:
+def _fastest_on_the_processor(bundle: Bundle) -> Backend | None:
+    """bfloat16 where the processor has it: faster than anything in fp32; then OpenVINO, which is the faster in fp32."""
+    if bundle.reference is None:
         return None
-    return _if_it_agrees(bundle, open_backend("openvino-bf16", bundle.graph), "the processor multiplies bfloat16")
+    if has_bfloat16():
+        backend = _if_it_agrees(
+            bundle, open_backend("openvino-bf16", bundle.graph), "the processor multiplies bfloat16"
+        )
+        if backend is not None:
+            return backend
+    return _if_it_agrees(bundle, open_backend("openvino", bundle.graph), "the fastest in fp32 on a processor")
 
 
 def _if_it_agrees(bundle: Bundle, backend: Backend, why: str) -> Backend | None:

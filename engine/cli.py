@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.choice import BACKENDS
+from engine.cli_build import take_settings, tensorrt_settings
 from engine.command import VERB, print_json
 from engine.errors import FrameError, InputError
 
@@ -39,6 +40,7 @@ Examples:
     metavar="DIR",
     help="Also write each picture there with what speaks for a defect drawn over it.",
 )
+@tensorrt_settings
 @click.option(
     "--json", "as_json", is_flag=True, help="Kept for symmetry: the output is always one JSON line per image."
 )
@@ -49,6 +51,7 @@ def score(
     heatmap: Path | None,
     *,
     as_json: bool,  # noqa: ARG001 - see its help
+    **values: Any,
 ) -> None:
     """Judge image files without Kafka: one JSON line per image, in the order given; a folder stands for its files.
 
@@ -56,7 +59,7 @@ def score(
     """
     from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
 
-    with open_scorer(bundle, backend) as scorer:
+    with open_scorer(bundle, backend, tensorrt=take_settings(values, backend)) as scorer:
         for path, name in _files(paths):
             print_json(_line(scorer, path, None if heatmap is None else heatmap / name), indent=None)
 
@@ -124,22 +127,43 @@ def _write_heatmap(scorer: Scorer, payload: bytes, image: np.ndarray, out: Path)
     return prediction
 
 
-@click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate verify bundles/parts-1 --backend onnxruntime\n")
+_VERIFY_EXAMPLE = """\b
+Examples:
+  framegate verify bundles/parts-1 --backend onnxruntime
+  framegate verify bundles/parts-1 --batches 10000
+"""
+
+
+@click.command(context_settings=VERB, epilog=_VERIFY_EXAMPLE)
 @click.argument("bundle")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@click.option(
+    "--batches", default=1000, type=click.IntRange(min=1), help="Batches over which the memory must not grow."
+)
+@click.option("--seconds", default=5.0, type=click.FloatRange(min=0), help="To time the batch sizes for, all together.")
+@tensorrt_settings
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
-def verify(ctx: click.Context, bundle: str, backend: str, *, as_json: bool) -> None:
-    """Is this machine's answer the bundle's own answer on its reference images, and how fast? Ends with 1 where not."""
-    from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
-    from engine.verify import verify_scorer  # noqa: PLC0415
+def verify(
+    ctx: click.Context, /, bundle: str, backend: str, batches: int, seconds: float, *, as_json: bool, **values: Any
+) -> None:
+    """Is this machine's answer the bundle's own answer, in every batch and for long, and how fast is it?
 
-    with open_scorer(bundle, backend) as scorer:
-        result = verify_scorer(scorer, time.perf_counter)
+    Compared with the bundle's reference images and, on golden pictures, with ONNX Runtime. Ends with 1 where it is not
+    the reference's answer, or where memory grows.
+    """
+    from engine.progress import progress_bar  # noqa: PLC0415 - `--help` must not wait for it
+    from engine.scorer import open_scorer  # noqa: PLC0415
+    from engine.verify import Effort  # noqa: PLC0415
+    from engine.verify import verify as run_verify  # noqa: PLC0415
+    from engine.verify_table import lines  # noqa: PLC0415
+
+    tensorrt = take_settings(values, backend)
+    with open_scorer(bundle, backend, tensorrt=tensorrt) as scorer, progress_bar() as show:
+        result = run_verify(scorer, Effort(seconds, batches), time.perf_counter, tick=show)
     if as_json:
         print_json(result)
     else:
-        for key, value in result.items():
-            click.echo(f"{key:<26} {value}")
-    if not result["agrees"]:
+        click.echo("\n".join(lines(result)))
+    if result["faults"]:
         ctx.exit(1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.backend import Backend, Features
     from engine.bundle import Bundle
     from engine.specs import ImageSpec
+    from engine.tensorrt_options import TensorRTOptions
 
 
 class Scorer:
@@ -78,8 +79,8 @@ class Scorer:
         self.close()
 
 
-def open_scorer(location: str | Path, backend: str = "auto") -> Scorer:
-    """Open a bundle on a backend.
+def open_scorer(location: str | Path, backend: str = "auto", *, tensorrt: TensorRTOptions | None = None) -> Scorer:
+    """Open a bundle on a backend; `tensorrt` is for TensorRT alone.
 
     Raises:
         BundleError: the bundle is not there or not whole.
@@ -87,4 +88,4 @@ def open_scorer(location: str | Path, backend: str = "auto") -> Scorer:
         DeviceError, PlanError: the backend asked for cannot run here.
     """
     bundle = open_bundle(location)
-    return Scorer(bundle, open_for(bundle, backend))
+    return Scorer(bundle, open_for(bundle, backend, tensorrt=tensorrt))

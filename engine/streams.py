@@ -1,21 +1,25 @@
-"""Batches on a CPU: cut into chunks, each computed by one thread, as many side by side as there are streams.
+"""Batches on a CPU: cut into single images, each computed by one thread, as many side by side as there are streams.
 
-One thread a chunk beats one batch on all cores: convolutions on small images are too short to be shared out.
+One thread an image beats one batch on all cores: convolutions on small images are too short to be shared out, a larger
+batch falls out of a core's cache, and a graph whose batch is fixed at one image is compiled better than one that must
+take any. And an image that travels alone cannot be changed by its neighbours, not in its last bit.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from engine.backend import Features, Slots, Ticket, check_batch, in_groups, without_filling
+from engine.specs import LARGEST_BATCH, BatchProfile
 
 if TYPE_CHECKING:
-    from engine.specs import BatchProfile, TensorSpec
+    from collections.abc import Callable, Sequence
+
+    from engine.specs import TensorSpec
 
 
 def cores() -> int:
@@ -23,47 +27,68 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cut(count: int, streams: int, largest: int) -> list[slice]:
-    """`count` images in chunks of at most `largest`, as even as can be, over all streams where there are enough."""
-    pieces = max(-(-count // largest), min(streams, count))
-    edges = [count * piece // pieces for piece in range(pieces + 1)]
-    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+def profile(streams: int) -> BatchProfile:
+    """The batches that suit so many streams: the best gives each stream two images."""
+    return BatchProfile(1, min(2 * streams, LARGEST_BATCH), LARGEST_BATCH)
 
 
-class Runner(Protocol):
-    """Computes one chunk on the calling thread. Called from several threads at once."""
+class Pending(Protocol):
+    """One image that is being computed."""
 
-    def __call__(self, images: np.ndarray, heads: tuple[np.ndarray, np.ndarray], names: list[str]) -> list[np.ndarray]:
-        """The named outputs for uint8 (n, h, w, 3) images under whole groups of heads; arrays of the caller's own."""
+    def result(self) -> list[np.ndarray]:
+        """Wait for its outputs, one row each; arrays of the caller's own. Raises DeviceError."""
+        ...
+
+    def cancel(self) -> object:
+        """Give it up: no result will be asked for."""
         ...
 
 
+class Streams(Protocol):
+    """Computes single images, several at once, in the order in which they were begun."""
+
+    def begin(self, images: np.ndarray, heads: tuple[np.ndarray, np.ndarray], names: list[str]) -> Sequence[Pending]:
+        """Begin each of the uint8 (n, h, w, 3) images under whole groups of heads; returns without waiting."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what still computes and give the threads back. Twice is harmless."""
+        ...
+
+
+class ThreadStreams:
+    """Streams for a runtime whose call computes on the calling thread: a pool of threads calls it."""
+
+    def __init__(
+        self, run: Callable[[np.ndarray, tuple[np.ndarray, np.ndarray], list[str]], list[np.ndarray]], streams: int
+    ) -> None:
+        """Start the threads; `run` computes the named outputs for one image (1, h, w, 3) under heads."""
+        self._run = run
+        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
+
+    def begin(self, images: np.ndarray, heads: tuple[np.ndarray, np.ndarray], names: list[str]) -> Sequence[Pending]:
+        """See `Streams.begin`."""
+        return [self._pool.submit(self._run, images[i : i + 1], heads, names) for i in range(len(images))]
+
+    def close(self) -> None:
+        """See `Streams.close`."""
+        self._pool.shutdown()
+
+
 class StreamedBackend:
-    """What the CPU backends share: two slots of batches, each batch in chunks on a pool of threads.
+    """What the CPU backends share: two slots of batches, each batch image by image on streams.
 
     Meets `engine.backend.Backend` but for its name, device and precision, which a backend sets itself.
     """
 
-    def __init__(
-        self, inputs: tuple[TensorSpec, ...], run: Runner, profile: BatchProfile, *, streams: int, chunk: int
-    ) -> None:
-        """Start the threads.
-
-        Args:
-            inputs: what the graph takes.
-            run: computes a chunk.
-            profile: the batches to accept.
-            streams: how many chunks compute at once.
-            chunk: images in the largest chunk.
-        """
+    def __init__(self, inputs: tuple[TensorSpec, ...], computing: Streams, *, streams: int) -> None:
+        """Take over `computing`, which computes so many images at once of the graph that takes `inputs`."""
         self.inputs = inputs
-        self.profile = profile
         self.streams = streams
-        self.chunk = chunk
-        self._run = run
+        self.profile = profile(streams)
+        self._computing = computing
         self._slots = Slots()
-        self._out: dict[int, tuple[list[Future[list[np.ndarray]]], int]] = {}
-        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
+        self._out: dict[int, tuple[Sequence[Pending], int]] = {}
 
     def infer(
         self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False
@@ -72,27 +97,42 @@ class StreamedBackend:
         return self.collect(self.submit(images, weights, biases, locations=locations))
 
     def submit(self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False) -> Ticket:
-        """See `Backend.submit`.
-
-        A batch that comes alone is spread over all streams, for its latency; one that comes while another computes is
-        cut into chunks as large as are good, since the streams have work already.
-        """
+        """See `Backend.submit`."""
         check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
         ticket, slot = self._slots.take()
         names = ["evidence", "pooled", *(["locations"] if locations else [])]
-        heads = in_groups(weights, biases)
-        chunks = cut(len(images), 1 if self._out else self.streams, self.chunk)
-        parts = [self._pool.submit(self._run, images[chunk], heads, names) for chunk in chunks]
-        self._out[slot] = parts, weights.shape[1]
+        try:
+            begun = self._computing.begin(np.ascontiguousarray(images), in_groups(weights, biases), names)
+        except BaseException:
+            self._slots.give_back(ticket)
+            raise
+        self._out[slot] = begun, weights.shape[1]
         return ticket
 
     def collect(self, ticket: Ticket) -> Features:
         """See `Backend.collect`."""
-        parts, heads = self._out.pop(self._slots.slot(ticket))
+        images, heads = self._out.pop(self._slots.slot(ticket))
         self._slots.give_back(ticket)
-        outputs = zip(*(part.result() for part in parts), strict=True)
+        outputs = zip(*_all_results(images), strict=True)
         return without_filling([rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in outputs], heads)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._pool.shutdown(cancel_futures=True)
+        for images, _ in self._out.values():
+            for image in images:
+                image.cancel()
+        self._out.clear()
+        self._computing.close()
+
+
+def _all_results(images: Sequence[Pending]) -> list[list[np.ndarray]]:
+    """Every image's outputs. Where one fails the others are waited for too: until then their pixels are read."""
+    rows, failures = [], []
+    for image in images:
+        try:
+            rows.append(image.result())
+        except Exception as error:  # noqa: BLE001 - raised below, whatever it is
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return rows

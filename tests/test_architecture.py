@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("consumer", "trainer", "engine")
-HEAVY = ("cv2", "kafka", "onnx", "onnxruntime", "scipy", "sklearn")
+HEAVY = ("cv2", "kafka", "onnx", "onnxruntime", "pycuda", "scipy", "sklearn", "tensorrt")
 OURS = (".ci", ".github", "deploy", "docs", "requirements", "tests", *ROOMS)
 """Folders of the repository; with the files at the top, all that is committed."""
 
@@ -60,7 +60,9 @@ def test_every_contract_can_break(tmp_path: Path) -> None:
     assert re.search(r"Contracts: 0 kept, 5 broken", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize("module", ["engine", "engine.specs", "engine.prediction", "engine.batcher", "framegate"])
+@pytest.mark.parametrize(
+    "module", ["engine", "engine.specs", "engine.prediction", "engine.batcher", "engine.cli_build", "framegate"]
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

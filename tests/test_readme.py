@@ -48,9 +48,11 @@ def test_every_verb_and_option_named_exists() -> None:
 
 
 def _help(verb: str) -> str:
-    words = {"data": [["data", "render"], ["data", "fetch"]], "topics": [["topics"], ["topics", "create"]]}.get(
-        verb, [[verb]]
-    )
+    words = {
+        "bench": [["bench", "engine"]],
+        "data": [["data", "render"], ["data", "fetch"]],
+        "topics": [["topics"], ["topics", "create"]],
+    }.get(verb, [[verb]])
     return "".join(
         subprocess.run(
             [sys.executable, "-m", "framegate", *line, "--help"], capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,8 @@ import framegate
 from consumer.config import MIB, Settings, read_client_config
 from consumer.errors import SettingsError
 from engine.bundle import write_bundle
+from engine.plan_cache import default_folder
+from engine.tensorrt_options import TensorRTOptions
 from tests.bundles import small_bundle
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ def test_flags_come_before_the_environment_and_that_before_the_file(started: lis
 
 def test_the_commands_defaults_are_the_settings_own(started: list[Settings]) -> None:
     assert invoke("run", "--bundle", "b").exit_code == 0
-    assert started == [Settings(bundle="b")]
+    (settings,) = started
+    assert settings == Settings(bundle="b", tensorrt=TensorRTOptions(plans=default_folder(os.environ)))
 
 
 def test_help_shows_every_option_with_its_unit_and_examples() -> None:

@@ -17,6 +17,7 @@ from consumer.errors import BrokerError
 from consumer.events import Frame, Position
 from consumer.flow import Flow, Publication
 from consumer.judging import Slot, decode_slot, score_slots
+from consumer.lateness import Lateness
 from consumer.memory_io import (
     BrightnessJudge,
     ManualClock,
@@ -89,13 +90,20 @@ def verdict_id(partition: int, offset: int) -> str:
     return f"{partition}/{offset}"
 
 
-def put(log: MemoryLog, clock: ManualClock | SystemClock, payload: str, station: str = "a", partition: int = 0) -> None:
-    """Append a frame to the log."""
+def put(
+    log: MemoryLog,
+    clock: ManualClock | SystemClock,
+    payload: str,
+    station: str = "a",
+    partition: int = 0,
+    age_s: float = 0.5,
+) -> None:
+    """Append a frame to the log, `age_s` old by its camera's clock."""
 
     def make(offset: int) -> Frame:
         now_s = clock.epoch_s()
         position = Position("frames", partition, offset)
-        return Frame(position, station, f"{station}-{offset}", payload.encode(), now_s - 0.5, now_s)
+        return Frame(position, station, f"{station}-{offset}", payload.encode(), now_s - age_s, now_s)
 
     log.append(partition, make)
 
@@ -106,6 +114,7 @@ class Bench:
 
     partitions: int = 1
     transactional: bool = False
+    deadline_s: float | None = None
     policy: BatchPolicy = field(default_factory=lambda: BatchPolicy(4, 0.010, 4))
     clock: ManualClock = field(default_factory=ManualClock)
     judge: MoodyJudge = field(default_factory=MoodyJudge)
@@ -136,6 +145,7 @@ class Bench:
             start_score=self.scoring.append,
             when_delivered=lambda delivery, publication: self.sent.append((delivery, publication)),
             rewind=self.rewind,
+            lateness=Lateness(self.deadline_s),
         )
 
     def rewind(self) -> None:
@@ -454,6 +464,44 @@ def test_what_was_given_up_because_its_partition_went_needs_no_rewind() -> None:
     assert bench.sink.verdicts == []
     assert bench.log.committed == {}
     assert bench.rewinds == 0
+
+
+def test_a_frame_past_its_deadline_is_answered_without_the_engine_and_in_its_turn() -> None:
+    bench = Bench(deadline_s=2.0, policy=BatchPolicy(8, 0.0, 8))
+    put(bench.log, bench.clock, "20", age_s=1.0)
+    put(bench.log, bench.clock, "21", age_s=2.5)  # late already when it is fetched
+    put(bench.log, bench.clock, "22", age_s=1.9)  # late by the time a batch takes it
+    put(bench.log, bench.clock, "23", age_s=0.1)
+    bench.fetch()
+    bench.decode()
+    bench.clock.advance(0.2)
+    bench.score()
+    bench.settle()
+    assert bench.offsets() == [0, 1, 2, 3]
+    assert bench.decisions() == ["pass", "late", "late", "pass"]
+    assert bench.judge.sizes == [2]
+    assert [letter.cause for letter in bench.dead_letters.letters] == ["late"] * 2
+    assert bench.sink.verdicts[1].times.inference_ms is None
+    bench.assert_nothing_in_hand()
+
+
+def test_a_camera_whose_clock_is_behind_is_not_late_once_a_fresh_frame_has_told_so() -> None:
+    bench = Bench(deadline_s=2.0)
+    bench.run()  # nothing there: from now on what comes is fresh
+    for tone in (20, 21, 22):
+        put(bench.log, bench.clock, str(tone), age_s=30.0)
+        bench.run()
+        bench.clock.advance(0.3)
+    put(bench.log, bench.clock, "23", age_s=32.5)  # and what has waited has waited, by whatever clock
+    bench.run()
+    assert bench.decisions() == ["pass", "pass", "pass", "late"]
+
+
+def test_an_old_frame_found_at_the_start_is_late_although_it_is_the_newest() -> None:
+    bench = Bench(deadline_s=2.0)
+    put(bench.log, bench.clock, "20", age_s=3600.0)
+    bench.run()
+    assert bench.decisions() == ["late"]
 
 
 def test_every_stage_leaves_its_time() -> None:

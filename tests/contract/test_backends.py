@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,21 +16,25 @@ import pytest
 from engine.backbone import inputs as graph_inputs
 from engine.backend import CPU_BACKENDS, open_backend
 from engine.backend_modelled import BatchCost, ModelledBackend
+from engine.backend_tensorrt import TensorRTBackend
 from engine.errors import BatchError, DeviceError, GraphError, HeadError, InputError
 from engine.heads import stack
 from engine.processor import cpu_fields, has_bfloat16
+from engine.tensorrt_options import TensorRTOptions
 from tests.bundles import FEATURIZER, IMAGE, graph, pictures, small_head
+from tests.fake_tensorrt import FakeTensorRT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from engine.backend import Backend
 
 HEADS = stack([small_head(0), small_head(1)])
 
 
-IMPLEMENTATIONS = (*CPU_BACKENDS, "modelled")
+ON_RECORDING_GPU = "tensorrt-fp32"
+"""The TensorRT backend's own code, over a GPU that records; `tests/gpu` runs it on a real one."""
+IMPLEMENTATIONS = (*CPU_BACKENDS, ON_RECORDING_GPU, "modelled")
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)
@@ -42,6 +49,14 @@ def opened_here(name: str) -> Backend:
         pytest.skip("this processor has no bfloat16")
     if name == "modelled":
         return ModelledBackend(graph_inputs(FEATURIZER, IMAGE), FEATURIZER.pooled_size, BatchCost(0.002, 0.0001))
+    if name == ON_RECORDING_GPU:
+        trt = FakeTensorRT()
+        plans = Path(tempfile.mkdtemp(prefix="framegate-plans-"))
+        options = TensorRTOptions(precision="fp32", plans=plans, warm=False)
+        try:
+            return TensorRTBackend(graph(), options, trt=trt, open_device=trt.open_device)
+        finally:
+            shutil.rmtree(plans)
     return open_backend(name, graph())
 
 

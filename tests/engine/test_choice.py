@@ -17,7 +17,6 @@ from engine.errors import DeviceError, InputError
 from engine.heads import Calibration
 from engine.prediction import OperatingPoint
 from engine.processor import has_bfloat16
-from engine.streams import cut
 from tests.bundles import small_bundle
 
 if TYPE_CHECKING:
@@ -125,11 +124,17 @@ def taken(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
     return f"{backend.name} {backend.precision}", caplog.text
 
 
-def test_without_bfloat16_auto_takes_the_reference(
+def test_without_bfloat16_auto_takes_the_fastest_in_fp32(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine.choice, "has_bfloat16", lambda: False)
     name, log = taken(BUNDLE, caplog)
+    assert name == "openvino fp32"
+    assert "the fastest in fp32" in log
+
+
+def test_without_anything_that_agrees_auto_takes_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    name, log = taken(replace(BUNDLE, reference=None), caplog)
     assert name == "onnxruntime fp32"
     assert "the reference" in log
 
@@ -146,14 +151,14 @@ def test_auto_takes_bfloat16_where_it_agrees_and_says_why(caplog: pytest.LogCapt
 def test_auto_leaves_bfloat16_where_it_does_not_agree(caplog: pytest.LogCaptureFixture) -> None:
     at_the_edge = -2000.0 * float(reference().evidence[3])
     name, log = taken(under(Calibration(2000.0, 0.0, at_the_edge)), caplog)
-    assert name == "onnxruntime fp32"
+    assert name != "openvino bf16"
     assert "not taken, for it is not the reference's answer" in log
 
 
 def test_auto_warns_once_where_tensorrt_is_there_and_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def opened(name: str, graph: bytes) -> Backend:
+    def opened(name: str, graph: bytes, **_: object) -> Backend:
         if name == "tensorrt":
             msg = "no NVIDIA driver was found: expected one; install it"
             raise DeviceError(msg)
@@ -165,15 +170,3 @@ def test_auto_warns_once_where_tensorrt_is_there_and_cannot_be_used(
     assert name != "tensorrt fp16"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len([text for text in warnings if "no NVIDIA driver" in text]) == 1
-
-
-@pytest.mark.parametrize(
-    ("count", "streams", "largest"), [(1, 2, 8), (5, 2, 8), (8, 1, 8), (32, 2, 8), (33, 4, 16), (3, 8, 1)]
-)
-def test_chunks_cover_a_batch_once_and_evenly(count: int, streams: int, largest: int) -> None:
-    chunks = cut(count, streams, largest)
-    assert [i for chunk in chunks for i in range(chunk.start, chunk.stop)] == list(range(count))
-    sizes = [chunk.stop - chunk.start for chunk in chunks]
-    assert max(sizes) <= largest
-    assert max(sizes) - min(sizes) <= 1
-    assert len(chunks) >= min(count, streams)

@@ -22,12 +22,12 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from consumer.app import serve
-from consumer.broker import EmbeddedBroker
+from consumer.broker import EmbeddedBroker, is_embedded
 from consumer.config import Settings
-from consumer.errors import BrokerError, TopicError
+from consumer.errors import BrokerError, SettingsError, TopicError
 from consumer.memory_io import BrightnessJudge
 from consumer.pipeline import StoppedAtOnceError
-from consumer.topics import ensure_topics, producer_limits
+from consumer.topics import check_topics, ensure_topics, producer_limits
 from consumer.wire import parse_verdict
 from engine.preprocess import preprocess
 from engine.specs import ImageSpec
@@ -86,6 +86,7 @@ class Line:
             dead=self.settings.dead_topic,
         )
         self.producer = KafkaProducer(bootstrap_servers=bootstrap_servers, **producer_limits())
+        self.exactly_once = not is_embedded(check_topics(bootstrap_servers, [self.settings.frames_topic]).cluster_id)
         self.sent = 0
 
     def send(self, station: str | None, payload: bytes | None) -> None:
@@ -237,6 +238,24 @@ def test_giving_up_loses_nothing_and_a_frame_judged_again_keeps_its_id(line: Lin
     places = {(v["source"]["partition"], v["source"]["offset"]) for v in verdicts}
     assert len(places) == 200
     assert len({verdict["verdict_id"] for verdict in verdicts}) == 200
+    if line.exactly_once:
+        assert len(verdicts) == 200
+
+
+@pytest.mark.kafka
+def test_exactly_once_is_refused_on_a_broker_that_does_not_keep_it(embedded_broker: RunningBroker, unique: str) -> None:
+    line = Line(embedded_broker.bootstrap_servers, unique)
+    try:
+        with pytest.raises(SettingsError, match=r"cannot be kept on the embedded broker, .* at-least-once here"):
+            line.serve(delivery="exactly-once")
+    finally:
+        line.close()
+
+
+def test_at_least_once_may_be_asked_for_anywhere(line: Line) -> None:
+    line.send_mixed(70)
+    line.serve(delivery="at-least-once")
+    assert len(line.verdicts()) == 70
 
 
 def test_a_second_consumer_joins_and_leaves_and_nothing_is_lost(line: Line) -> None:
@@ -271,6 +290,8 @@ def test_a_second_consumer_joins_and_leaves_and_nothing_is_lost(line: Line) -> N
     places = {(v["source"]["partition"], v["source"]["offset"]) for v in verdicts}
     assert len(places) == line.sent == 1150
     assert len({verdict["verdict_id"] for verdict in verdicts}) == line.sent
+    if line.exactly_once:
+        assert len(verdicts) == line.sent
 
 
 def test_a_broker_that_is_not_there_is_an_error_soon(line: Line) -> None:

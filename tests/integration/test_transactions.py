@@ -170,7 +170,7 @@ def test_a_claim_that_is_over_is_given_up_and_what_follows_under_a_broken_one_to
     assert line.committed() is None
     assert line.committed(1) is None
     assert line.source.rewind(10.0)
-    line.reading.poll()
+    line.reading.until(lambda: line.claim(1).running)
     assert settled(sink.publish([verdict(2)], line.progress(1, partition=1))) is None
     assert line.visible() == ["a0002"]
     assert line.committed(1) == 1
@@ -197,6 +197,7 @@ def test_a_commit_whose_answer_is_lost_is_found_out_by_the_positions(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = line.sink()
+    line.reading.until_frames(20)
     real = sink._wait
 
     def lose(result: Any, end_s: float, doing: str) -> None:
@@ -214,6 +215,23 @@ def test_a_commit_whose_answer_is_lost_is_found_out_by_the_positions(
     assert line.reading.offsets(0) == list(range(2, 10)), "the two that were committed do not come again"
     assert settled(sink.publish([verdict(2)], line.progress(3))) is None
     assert line.visible() == ["a0000", "a0001", "a0002"]
+
+
+def test_a_rewind_leaves_alone_what_another_transaction_is_about_to_record(line: Line) -> None:
+    """Reading the committed position of a partition with a transaction under way would bring its frames twice."""
+    sink = line.sink()
+    line.reading.until_frames(20)
+    line.claim(0).broken = True
+    moving = line.claim(1)
+    line.reading.frames.clear()
+    assert line.source.rewind(10.0)
+    assert settled(sink.publish([verdict(0)], line.progress(10, partition=1))) is None
+    line.reading.until_frames(10)
+    for _ in range(5):
+        line.reading.poll()
+    assert moving.running
+    assert line.reading.offsets(1) == []
+    assert line.reading.offsets(0) == list(range(10))
 
 
 def test_a_send_that_failed_is_never_committed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
