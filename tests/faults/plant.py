@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STATIONS = tuple(f"station-{number}" for number in range(8))
 PARTITIONS = 6
 SESSION_S = 6.0
-UP_MARK = "judging '"
-"""What a worker logs when it begins to fetch."""
+UP_MARK = "the source is ready"
+"""What a worker logs once it is a member of the group; by then it has its own way with signals."""
 
 END_S = 30.0
 ANSWERS_S = 150.0
@@ -58,7 +58,7 @@ class Worker:
 
     @property
     def up(self) -> bool:
-        """Whether it fetches, or is about to."""
+        """Whether it is at work."""
         return self.process.poll() is None and UP_MARK in self.log.read_text(errors="replace")
 
     def start(self) -> None:
@@ -205,7 +205,7 @@ class Plant:
         self._threads["cameras"].join(CHECK_S)
         self.network.heal()
         end_s = time.monotonic() + ANSWERS_S
-        while self._answers < self.sent and time.monotonic() < end_s:
+        while not (self._answers >= self.sent and self._all_up()) and time.monotonic() < end_s:
             self.restart_the_fallen()
             time.sleep(0.2)
         time.sleep(1.0)  # for what should not come any more
@@ -224,6 +224,10 @@ class Plant:
         servers = self.cluster.bootstrap_servers
         frames, verdicts = read_frames(servers, "frames", CHECK_S), read_verdicts(servers, "verdicts", CHECK_S)
         return check(frames, verdicts, self.assortment.expected, "frames")
+
+    def _all_up(self) -> bool:
+        """Whether no consumer is at its start, where SIGTERM ends it as it ends any program: with nothing in hand."""
+        return all(worker.up or worker.ending for worker in self.workers)
 
     def _end_workers(self) -> None:
         for worker in self.workers:
