@@ -33,6 +33,11 @@ Example:
 @click.option(
     "--size", help="Input of the network as WIDTHxHEIGHT in pixels, multiples of 32; by default chosen among a few."
 )
+@click.option(
+    "--tile",
+    help="Cut the input into tiles of WIDTHxHEIGHT, which makes large scenes faster. Without --size the images' own "
+    "size is taken. A --size above 640 px is cut by itself; a --tile of the same size keeps it whole.",
+)
 @click.option("--backbone", help="Pretrained network: efficientnet-lite0 (the default), -lite1 or -lite2.")
 @click.option("--taps", help="Blocks of the network to look at, for example 2,4,7,10; by default where it may be cut.")
 @click.option(
@@ -67,6 +72,7 @@ def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
         fail_class=options["fail_class"],
         groups=options["groups"],
         size_px=parse_size(options["size"]) if options["size"] else None,
+        tile_px=parse_size(options["tile"], "tile") if options["tile"] else None,
         backbone=options["backbone"],
         taps=parse_taps(options["taps"]) if options["taps"] else None,
         featurizer_of=options["featurizer_of"],
@@ -128,12 +134,12 @@ def render(out: Path, **options: Any) -> None:
     click.echo(f"rendered {len(images)} images into {out}")
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, what: str = "size") -> tuple[int, int]:
     """(width, height) in pixels of `WIDTHxHEIGHT`. Raises InputError on anything else."""
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError as error:
-        msg = f"size {text!r} is not two numbers: expected WIDTHxHEIGHT in pixels, for example 320x224"
+        msg = f"{what} {text!r} is not two numbers: expected WIDTHxHEIGHT in pixels, for example 320x224"
         raise InputError(msg) from error
     return width, height
 
@@ -172,7 +178,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     click.echo(f"bundle   {summary['bundle']}  (name {summary['name']}, digest {summary['digest'][:12]})")
     click.echo(f"classes  pass {summary['classes']['pass']!r}, fail {summary['classes']['fail']!r}")
     click.echo(
-        f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px, defect rate {summary['defect_rate']:.3f}"
+        f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px{_tiles(summary)}, "
+        f"defect rate {summary['defect_rate']:.3f}"
     )
     _print_chosen(summary["chosen"])
     click.echo(f"decides  fail from {summary['threshold']:.3f}, review from {low:.3f} to {high:.3f}")
@@ -211,6 +218,13 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
     for row in chosen["not_tried"]:
         size = " ".join(("x".join(str(side) for side in row["input_px"]), "px") if "input_px" in row else ("others",))
         click.echo(f"         {size} not tried: {row['why']}")
+
+
+def _tiles(summary: dict[str, Any]) -> str:
+    if summary["tile_px"] is None:
+        return ""
+    (width, height), (across, down) = summary["input_px"], summary["tile_px"]
+    return f" in {width // across * (height // down)} tiles of {across} x {down} px"
 
 
 def _taps(row: dict[str, Any]) -> str:

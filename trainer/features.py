@@ -16,6 +16,7 @@ from engine.errors import FrameError, InputError
 from engine.familiarity import pixel_statistics
 from engine.featurizer import SUBLOCATIONS
 from engine.preprocess import preprocess
+from engine.tiles import join_pooled, split
 from trainer.errors import MemberError
 from trainer.turns import turned
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from engine.specs import ImageSpec
 
 BATCH = 32
+"""Images that are decoded together; the graph runs on about as many at once, or on as many tiles."""
+
 FLOAT32_BYTES = 3 << 29
 LIMIT_BYTES = 8 << 30
 
@@ -93,7 +96,7 @@ def extract(
         except FrameError as error:
             return index, "", str(error)
 
-    graph = OneImageStreams(build_training_graph(featurizer, image))
+    graph = OneImageStreams(build_training_graph(featurizer, image.graph_input))
     try:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for start in range(0, len(names), BATCH):
@@ -104,7 +107,7 @@ def extract(
                 if good:
                     place = slice(len(kept), len(kept) + len(good))
                     batch = np.stack([pixel for _, _, pixel in good])
-                    pooled[place], channels[place] = graph.run(["pooled", "channels"], turned(batch, turn))
+                    _featurize(graph, turned(batch, turn), (image, featurizer), pooled[place], channels[place])
                     pixels += [pixel_statistics(pixel) for pixel in batch]
                     kept += [index for index, _, _ in good]
                     digests += [digest for _, digest, _ in good]
@@ -115,6 +118,24 @@ def extract(
     return FeatureSet(
         np.array(kept, np.int64), pooled[:n], channels[:n], np.array(pixels), tuple(digests), tuple(skipped)
     )
+
+
+def _featurize(
+    graph: OneImageStreams,
+    images: np.ndarray,
+    spec: tuple[ImageSpec, FeaturizerSpec],
+    pooled: np.ndarray,
+    channels: np.ndarray,
+) -> None:
+    """Fill pooled (n, d) and channels (n, cells, row) of n images; an image's cells are those of its tiles in turn."""
+    image, featurizer = spec
+    rows, columns = image.tiles
+    step = -(-BATCH // (rows * columns))
+    for begin in range(0, len(images), step):
+        part = slice(begin, begin + step)
+        tile_pooled, tile_channels = graph.run(["pooled", "channels"], split(images[part], image))
+        pooled[part] = join_pooled(tile_pooled, image, featurizer)
+        channels[part] = tile_channels.reshape(-1, *channels.shape[1:])
 
 
 def _read(read: Callable[[str], bytes], name: str) -> bytes | MemberError:

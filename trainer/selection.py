@@ -25,6 +25,7 @@ from trainer.dataset import Dataset, median_size, open_dataset
 from trainer.judge import Judge
 from trainer.progress import Step
 from trainer.split import grouped_folds, holdout
+from trainer.tiling import tiled
 from trainer.turns import AS_TAKEN, MIRRORED, all_turns
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Request:
 
     Attributes:
         image: None where the input size is to be chosen.
+        tile_px: (width, height) of the tiles that the images' own size is to be cut into, where no image is given.
         featurizer: the deepest cut to consider; where `is_pinned`, the only one.
     """
 
@@ -73,6 +75,7 @@ class Request:
     image: ImageSpec | None
     featurizer: FeaturizerSpec
     is_pinned: bool
+    tile_px: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +108,7 @@ def choose(source: Source, labelling: Labelling, request: Request, progress: Cal
         SplitError: a class lies in one group.
         InputError: the features would take too much memory.
     """
-    sizes = Sizes(request.image) if request.image else ladder(_own_size(source, labelling, request), request.region)
+    sizes = _sizes(source, labelling, request)
     whole = request.featurizer if request.is_pinned else replace(request.featurizer, embedding=True)
     data, features = open_dataset(source, labelling, sizes.base, whole, _steps(progress, "featurize"))
     used, held = holdout(data.defect, data.groups, share=HELD_OUT_SHARE, seed=request.seed)
@@ -139,8 +142,14 @@ def choose(source: Source, labelling: Labelling, request: Request, progress: Cal
     return Chosen(data, used, held, kept, view, best.image, best.featurizer, recipe, told)
 
 
-def _own_size(source: Source, labelling: Labelling, request: Request) -> tuple[float, float]:
-    return median_size(source, labelling.samples, request.region)
+def _sizes(source: Source, labelling: Labelling, request: Request) -> Sizes:
+    """The size that was asked for, or those to try."""
+    if request.image is not None:
+        return Sizes(request.image)
+    own_px = median_size(source, labelling.samples, request.region)
+    if request.tile_px is not None:
+        return Sizes(tiled(own_px, request.tile_px, request.region))
+    return ladder(own_px, request.region)
 
 
 def _choose_from_few(
@@ -207,7 +216,13 @@ def _tuned(judge: Judge, view: Table, rows: np.ndarray) -> tuple[Recipe, dict[st
 
 
 def _what(image: ImageSpec, featurizer: FeaturizerSpec, recipe: Recipe) -> dict[str, Any]:
-    return {"input_px": [image.width_px, image.height_px], **featurizer.to_json(), **recipe.to_json()}
+    tile_px = None if image.tile_px is None else list(image.tile_px)
+    return {
+        "input_px": [image.width_px, image.height_px],
+        "tile_px": tile_px,
+        **featurizer.to_json(),
+        **recipe.to_json(),
+    }
 
 
 def _judge(defect: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Judge:

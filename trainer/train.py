@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.backbone import build_serving_graph
-from engine.backend import open_backend
 from engine.bundle import Bundle, Classes, Reference, open_bundle, write_bundle
+from engine.choice import open_for
 from engine.errors import BundleError, GraphError, InputError
 from engine.featurizer import DEFAULT_BACKBONE, OWN_TAPS, FeaturizerSpec
 from engine.heads import Head
 from engine.scorer import Scorer
-from engine.specs import ImageSpec, Region
+from engine.specs import Region
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
@@ -31,6 +31,7 @@ from trainer.samples import write_samples
 from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
 from trainer.split import grouped_folds
+from trainer.tiling import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ class TrainSettings:
 
     Attributes:
         size_px: (width, height) of the network's input; None chooses among a few by cross-validation.
+        tile_px: (width, height) of the tiles to cut the input into; without a size the images' own is taken, as near as
+            whole tiles come to it. None cuts a large `size_px` where it can be cut well.
         backbone: a name in `engine.featurizer.ARCHITECTURES`; None is the default one.
         taps: blocks to look at; None chooses where to cut the network.
         featurizer_of: bundle whose featurizer to use unchanged, input size and region with it; only the head is new.
@@ -66,6 +69,7 @@ class TrainSettings:
     fail_class: str | None = None
     groups: Path | None = None
     size_px: tuple[int, int] | None = None
+    tile_px: tuple[int, int] | None = None
     backbone: str | None = None
     taps: tuple[int, ...] | None = None
     featurizer_of: str | None = None
@@ -82,8 +86,8 @@ class TrainSettings:
             return Request(self.seed, given.image.region, given.image, featurizer, is_pinned=True)
         taps = OWN_TAPS if self.taps is None else self.taps
         featurizer = FeaturizerSpec(self.backbone or DEFAULT_BACKBONE, taps)
-        image = ImageSpec(*self.size_px, region=self.region) if self.size_px else None
-        return Request(self.seed, self.region, image, featurizer, is_pinned=self.taps is not None)
+        image = cut(self.size_px, self.tile_px, self.region) if self.size_px else None
+        return Request(self.seed, self.region, image, featurizer, self.taps is not None, self.tile_px)
 
 
 def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: None) -> tuple[Bundle, dict[str, Any]]:
@@ -107,7 +111,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         classes = Classes(labelling.pass_class, labelling.fail_class)
         bundle = _fit(chosen, classes, settings, given, progress)
         progress(Step("evaluate"))
-        with Scorer(bundle, open_backend("onnxruntime", bundle.graph)) as scorer:
+        with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             answers = _answers(scorer, source, [data.samples[i].name for i in held])
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
@@ -138,6 +142,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "version": bundle.version,
         "digest": bundle.digest,
         "input_px": [bundle.image.width_px, bundle.image.height_px],
+        "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
         "defect_rate": bundle.defect_rate,
         "threshold": point.threshold,
         "review_band": list(point.review_band),
@@ -168,6 +173,7 @@ def _given_featurizer(settings: TrainSettings) -> Bundle | None:
         return None
     asked = {
         "--size": settings.size_px,
+        "--tile": settings.tile_px,
         "--taps": settings.taps,
         "--backbone": settings.backbone,
         "--roi": None if settings.region == Region() else settings.region,
@@ -200,7 +206,7 @@ def _fit(
     progress(Step("fit"))
     data, used = chosen.table, chosen.used
     defect, groups = chosen.data.defect, chosen.data.groups
-    graph = given.graph if given is not None else build_serving_graph(chosen.featurizer, chosen.image)
+    graph = given.graph if given is not None else build_serving_graph(chosen.featurizer, chosen.image.graph_input)
     folds = grouped_folds(defect[used], groups[used], folds=FOLDS, seed=settings.seed)
     scores = out_of_fold(data, at_rows(folds, used), chosen.recipe).take(used)
     calibration = calibrate(scores.evidence, scores.pooled, defect[used], chosen.recipe.parts)
