@@ -25,6 +25,7 @@ from consumer.kafka_client import Connection
 from consumer.kafka_io import KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline, Ports
+from consumer.ports import Route
 from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
@@ -38,11 +39,10 @@ if TYPE_CHECKING:
 
     from consumer.config import Settings
     from consumer.events import DeadLetter, Frame, Verdict
-    from consumer.ports import Judge, TenureChange
+    from consumer.ports import Decoded, Judge, TenureChange
     from consumer.tenure import Partition
-    from engine.prediction import OperatingPoint, ScoredBatch
+    from engine.prediction import ScoredBatch
     from engine.scorer import Scorer
-    from engine.specs import ImageSpec
 
 log = logging.getLogger(__name__)
 
@@ -96,30 +96,24 @@ def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str
     for collect in (ProcessCollector, PlatformCollector, GCCollector):
         collect(registry=registry)
     metrics, health = Metrics(registry), Health()
-    metrics.set_engine(judge.engine)
-    metrics.set_model(judge.model)
+    metrics.set_engine(*(route.engine for route in judge.routes()))
+    metrics.set_model(*(route.model for route in judge.routes()))
     with ExitStack() as stack:
         address = None
         if settings.http_port is not None:
             http = HttpServer(settings.http_host, settings.http_port, registry=registry, health=health)
             address = stack.enter_context(http).url
             log.info("metrics and health on %s", address)
-        warm(judge, settings.batch_size)
+        began_s = time.perf_counter()
+        judge.warm(settings.batch_size)
+        log.info("engine warm after %.2f s", time.perf_counter() - began_s)
         ports = _kafka_ports(
             settings, judge, clock, metrics, health, cluster.identity(settings.frames_topic), embedded, stack
         )
         pipeline = Pipeline(ports, settings.pace())
         if on_ready is not None:
             on_ready(pipeline, address)
-        log.info(
-            "judging %r as group %r with model %s (%s), %s on %s",
-            settings.frames_topic,
-            settings.group,
-            judge.model.name,
-            judge.model.digest,
-            judge.engine.backend,
-            judge.engine.device,
-        )
+        log.info("judging %r as group %r with %s", settings.frames_topic, settings.group, _told(judge.routes()))
         with stopped_by_signals(pipeline):
             pipeline.run()
         log.info("stopped: all that was fetched is answered and committed")
@@ -185,26 +179,36 @@ class EngineJudge:
         """Name the model and the engine once."""
         self._scorer = scorer
         bundle, backend = scorer.bundle, scorer.backend
-        self.model = ModelRef(bundle.name, bundle.version, bundle.digest, bundle.head.name)
-        self.engine = EngineRef(backend.name, backend.device, backend.precision)
+        self._route = Route(
+            scorer.image_spec,
+            scorer.operating_point,
+            ModelRef(bundle.name, bundle.version, bundle.digest, bundle.head.name),
+            EngineRef(backend.name, backend.device, backend.precision),
+        )
 
-    @property
-    def image_spec(self) -> ImageSpec:
+    def route(self, station: str) -> Route | None:  # noqa: ARG002 - one model for all stations yet
         """See `Judge`."""
-        return self._scorer.image_spec
+        return self._route
 
-    @property
-    def operating_point(self) -> OperatingPoint:
+    def release(self, route: Route) -> None:
+        """See `Judge`. The scorer stays open to the end."""
+
+    def routes(self) -> Sequence[Route]:
         """See `Judge`."""
-        return self._scorer.operating_point
+        return (self._route,)
 
-    def decode(self, payload: bytes, station: str) -> NDArray[np.uint8]:  # noqa: ARG002 - one spec for all stations yet
+    def warm(self, largest: int) -> None:
+        """See `Judge`."""
+        for size in range(1, largest + 1):
+            self._scorer.score(np.zeros((size, *self._route.image_shape), np.uint8))
+
+    def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:  # noqa: ARG002 - there is one
         """See `Judge`."""
         return self._scorer.decode(payload)
 
-    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:  # noqa: ARG002 - one head yet
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`."""
-        return self._scorer.score(images)
+        return self._scorer.score(np.stack([frame.image for frame in frames]))
 
 
 class MetricsWatcher:
@@ -281,13 +285,13 @@ class _Letters:
         self._box.put(letter)
 
 
-def warm(judge: Judge, batch_size: int) -> None:
-    """Run the engine once at every size of batch: the first of each size can take far longer than the second."""
-    spec = judge.image_spec
-    began_s = time.perf_counter()
-    for size in range(1, batch_size + 1):
-        judge.score(np.zeros((size, spec.height_px, spec.width_px, 3), np.uint8), [""] * size)
-    log.info("engine warm after %.2f s", time.perf_counter() - began_s)
+def _told(routes: Sequence[Route]) -> str:
+    """Who judges, in words."""
+    told = {
+        f"model {route.model.name} ({route.model.digest}), {route.engine.backend} on {route.engine.device}": None
+        for route in routes
+    }
+    return "; ".join(told) or "no model"
 
 
 @contextmanager

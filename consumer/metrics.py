@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, get_args
 
@@ -75,6 +75,8 @@ class Metrics:
         """Declare everything in `registry`; each registry takes one container."""
         self._stations = Stations(max_stations)
         self._assigned: set[tuple[str, int]] = set()
+        self._engines: set[tuple[str, ...]] = set()
+        self._models: set[tuple[str, ...]] = set()
         self._declare_frames(registry)
         self._declare_verdicts(registry)
         self._declare_engine(registry)
@@ -161,15 +163,13 @@ class Metrics:
         if (topic, partition) in self._assigned:
             self.lag.labels(topic, str(partition)).set(frames)
 
-    def set_engine(self, engine: EngineRef) -> None:
-        """Say what computes the numbers; the engine before it leaves."""
-        self.engine_info.clear()
-        self.engine_info.labels(engine.backend, engine.device, engine.precision).set(1)
+    def set_engine(self, *engines: EngineRef) -> None:
+        """Say what computes the numbers; the engines before leave."""
+        self._engines = _show_only(self.engine_info, self._engines, {astuple(engine) for engine in engines})
 
-    def set_model(self, model: ModelRef) -> None:
-        """Say which model judges; the model before it leaves."""
-        self.model_info.clear()
-        self.model_info.labels(model.name, model.version, model.digest, model.head).set(1)
+    def set_model(self, *models: ModelRef) -> None:
+        """Say which models judge; the models before leave."""
+        self._models = _show_only(self.model_info, self._models, {astuple(model) for model in models})
 
     def _declare_frames(self, registry: CollectorRegistry) -> None:
         """What comes in."""
@@ -278,13 +278,13 @@ class Metrics:
         )
         self.engine_info = Gauge(
             "framegate_engine_info",
-            "1, with what computes the numbers in its labels.",
+            "1, for each engine that computes the numbers, with its name in the labels.",
             ["backend", "device", "precision"],
             registry=registry,
         )
         self.model_info = Gauge(
             "framegate_model_info",
-            "1, with the model that judges in its labels.",
+            "1, for each model that judges, with its name in the labels.",
             ["name", "version", "digest", "head"],
             registry=registry,
         )
@@ -338,6 +338,15 @@ def metric_docs() -> list[MetricDoc]:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         docs.append(MetricDoc(name, family.type, tuple(metric._labelnames), family.documentation))  # noqa: SLF001 - no public way
     return sorted(docs, key=lambda doc: doc.name)
+
+
+def _show_only(gauge: Gauge, shown: set[tuple[str, ...]], wanted: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Have a 1 for each of the wanted labels and nothing else; what stays is at no moment not there."""
+    for labels in wanted:
+        gauge.labels(*labels).set(1)
+    for labels in shown - wanted:
+        gauge.remove(*labels)
+    return wanted
 
 
 def _stages(times: StageTimes) -> tuple[tuple[str, float | None], ...]:
