@@ -28,6 +28,7 @@ FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 STAGES = ("transport", "fetch_wait", "decode", "batch_wait", "inference", "classify")
 DECODE_CAUSES = ("undecodable", "oversize")
+RELOAD_OUTCOMES = ("loaded", "unchanged", "refused")
 DEAD_LETTER_FAILURES = ("full", "send", "delivery")
 
 
@@ -80,6 +81,7 @@ class Metrics:
         self._declare_frames(registry)
         self._declare_verdicts(registry)
         self._declare_engine(registry)
+        self._declare_models(registry)
         self._declare_kafka(registry)
         self._show_zeros()
 
@@ -162,6 +164,18 @@ class Metrics:
         """Frames of one partition that wait at the broker; of a partition that is not ours, nothing."""
         if (topic, partition) in self._assigned:
             self.lag.labels(topic, str(partition)).set(frames)
+
+    def count_reload(self, outcome: str) -> None:
+        """Count one attempt to load what has changed: `loaded`, `unchanged` or `refused`."""
+        self.reloads.labels(outcome).inc()
+
+    def count_shadow(self, station: str, decision: str, shadow_decision: str) -> None:
+        """Count one frame that the candidate was asked about too."""
+        self.shadow_decisions.labels(self._stations.label(station), decision, shadow_decision).inc()
+
+    def count_shadow_left_out(self, frames: int) -> None:
+        """Count frames that the candidate was not asked about."""
+        self.shadow_left_out.inc(frames)
 
     def set_engine(self, *engines: EngineRef) -> None:
         """Say what computes the numbers; the engines before leave."""
@@ -282,10 +296,32 @@ class Metrics:
             ["backend", "device", "precision"],
             registry=registry,
         )
+
+    def _declare_models(self, registry: CollectorRegistry) -> None:
+        """Which models judge, and which might."""
         self.model_info = Gauge(
             "framegate_model_info",
             "1, for each model that judges, with its name in the labels.",
             ["name", "version", "digest", "head"],
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "framegate_reloads",
+            "Attempts to load a bundle or a routing file that had changed: loaded, unchanged (the same in another "
+            "place) or refused. After refused the models of before go on; the log says why.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.shadow_decisions = Counter(
+            "framegate_shadow_decisions",
+            "Frames that the shadow bundle was asked about too, by station, the decision published and the shadow's "
+            "own. Where the two differ, the shadow would have flipped the verdict.",
+            ["station", "decision", "shadow_decision"],
+            registry=registry,
+        )
+        self.shadow_left_out = Counter(
+            "framegate_shadow_left_out_frames",
+            "Frames that the shadow bundle was not asked about, because it could not keep up or failed.",
             registry=registry,
         )
 
@@ -325,6 +361,8 @@ class Metrics:
             self.dead_letter_errors.labels(failure)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        for outcome in RELOAD_OUTCOMES:
+            self.reloads.labels(outcome)
 
 
 def metric_docs() -> list[MetricDoc]:
