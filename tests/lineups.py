@@ -97,9 +97,9 @@ class Alone:
                     self._known[bundle.digest, payload] = answer
         return [self._known[bundle.digest, payload] for payload in payloads]
 
-    def probability(self, digest: str, payload: bytes) -> float:
+    def of(self, digest: str, payload: bytes) -> Prediction:
         """Of a bundle that was asked before."""
-        return self._known[digest, payload].defect_probability
+        return self._known[digest, payload]
 
 
 class Backends:
