@@ -12,37 +12,35 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
 from consumer.dead_letter import DeadLetterBox
-from consumer.errors import SettingsError
-from consumer.events import EngineRef, ModelRef
+from consumer.engine_judge import EngineJudge
 from consumer.health import Health, HttpServer
 from consumer.kafka_client import Connection
 from consumer.kafka_io import KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
+from consumer.lineup import Loader
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline, Ports
+from consumer.reload import Reloader
+from consumer.shadow import Shadow
 from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
-from engine.scorer import open_scorer
+from engine.choice import INT8_BACKENDS, open_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from types import FrameType
-
-    from numpy.typing import NDArray
 
     from consumer.config import Settings
     from consumer.events import DeadLetter, Frame, Verdict
-    from consumer.ports import Judge, TenureChange
+    from consumer.ports import Judge, Route, TenureChange
+    from consumer.reload import Outcome
     from consumer.tenure import Partition
-    from engine.prediction import OperatingPoint, ScoredBatch
-    from engine.scorer import Scorer
-    from engine.specs import ImageSpec
 
 log = logging.getLogger(__name__)
 
@@ -62,24 +60,58 @@ def run_consumer(settings: Settings) -> None:
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
-    with open_scorer(settings.bundle, settings.backend, tensorrt=settings.tensorrt) as scorer:
-        largest = scorer.backend.profile.largest
-        if settings.batch_size > largest:
-            msg = (
-                f"--batch-size {settings.batch_size} is too large for backend {scorer.backend.name}: expected at most "
-                f"{largest}"
-            )
-            raise SettingsError(msg)
-        serve(settings, EngineJudge(scorer))
+    loader = Loader(
+        partial(open_for, name=settings.backend, tensorrt=settings.tensorrt),
+        bundle=settings.bundle,
+        routing=settings.routing,
+        shadow=settings.shadow,
+        largest=settings.batch_size,
+        # A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
+        must_agree=settings.backend in {"auto", *INT8_BACKENDS},
+    )
+    with EngineJudge(loader.load()) as judge:
+        serve(settings, judge, beside=partial(_attend, settings, loader, judge))
 
 
-def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str | None], None] | None = None) -> None:
+@contextmanager
+def _attend(settings: Settings, loader: Loader, judge: EngineJudge, metrics: Metrics) -> Iterator[None]:
+    """Reload what is replaced, and compare with the shadow, while the block runs."""
+
+    def told(outcome: Outcome) -> None:
+        metrics.count_reload(outcome)
+        _show_routes(metrics, judge)
+
+    reloader = Reloader(loader, judge, largest=settings.batch_size, told=told)
+    with ExitStack() as stack:
+        if settings.shadow is not None:
+            judge.shadow = Shadow(metrics.count_shadow, metrics.count_shadow_left_out)
+            stack.callback(judge.shadow.close)
+        stack.enter_context(reloader.watching(settings.watch_s))
+        stack.enter_context(on_signals((signal.SIGHUP,), reloader.ask))
+        yield
+
+
+def _show_routes(metrics: Metrics, judge: Judge) -> None:
+    """Say which models and engines judge now."""
+    routes = judge.routes()
+    metrics.set_engine(*(route.engine for route in routes))
+    metrics.set_model(*(route.model for route in routes))
+
+
+def serve(
+    settings: Settings,
+    judge: Judge,
+    *,
+    on_ready: Callable[[Pipeline, str | None], None] | None = None,
+    beside: Callable[[Metrics], AbstractContextManager[None]] | None = None,
+) -> None:
     """`run_consumer` with an engine that is open already.
 
     Args:
         settings: its bundle and backend are not looked at.
         judge: the engine.
         on_ready: called with the pipeline and the HTTP address, if any, before frames are fetched.
+        beside: entered once the engine is warm and left when the pipeline is done: what runs beside it, with metrics.
 
     Raises:
         BrokerError, TopicError, WorkError: as `run_consumer`.
@@ -96,31 +128,26 @@ def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str
     for collect in (ProcessCollector, PlatformCollector, GCCollector):
         collect(registry=registry)
     metrics, health = Metrics(registry), Health()
-    metrics.set_engine(judge.engine)
-    metrics.set_model(judge.model)
+    _show_routes(metrics, judge)
     with ExitStack() as stack:
         address = None
         if settings.http_port is not None:
             http = HttpServer(settings.http_host, settings.http_port, registry=registry, health=health)
             address = stack.enter_context(http).url
             log.info("metrics and health on %s", address)
-        warm(judge, settings.batch_size)
+        began_s = time.perf_counter()
+        judge.warm(settings.batch_size)
+        log.info("engine warm after %.2f s", time.perf_counter() - began_s)
+        if beside is not None:
+            stack.enter_context(beside(metrics))
         ports = _kafka_ports(
             settings, judge, clock, metrics, health, cluster.identity(settings.frames_topic), embedded, stack
         )
         pipeline = Pipeline(ports, settings.pace())
         if on_ready is not None:
             on_ready(pipeline, address)
-        log.info(
-            "judging %r as group %r with model %s (%s), %s on %s",
-            settings.frames_topic,
-            settings.group,
-            judge.model.name,
-            judge.model.digest,
-            judge.engine.backend,
-            judge.engine.device,
-        )
-        with stopped_by_signals(pipeline):
+        log.info("judging %r as group %r with %s", settings.frames_topic, settings.group, _told(judge.routes()))
+        with on_signals((signal.SIGTERM, signal.SIGINT), pipeline.stop):
             pipeline.run()
         log.info("stopped: all that was fetched is answered and committed")
 
@@ -176,35 +203,6 @@ def _kafka_ports(
         dead_letters=_Letters(DeadLetterBox(letters.send, group=settings.group, metrics=metrics)),
         verdict_id=partial(verdict_id, identity.cluster_id, identity.topic_id),
     )
-
-
-class EngineJudge:
-    """A scorer as the pipeline sees it."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        """Name the model and the engine once."""
-        self._scorer = scorer
-        bundle, backend = scorer.bundle, scorer.backend
-        self.model = ModelRef(bundle.name, bundle.version, bundle.digest, bundle.head.name)
-        self.engine = EngineRef(backend.name, backend.device, backend.precision)
-
-    @property
-    def image_spec(self) -> ImageSpec:
-        """See `Judge`."""
-        return self._scorer.image_spec
-
-    @property
-    def operating_point(self) -> OperatingPoint:
-        """See `Judge`."""
-        return self._scorer.operating_point
-
-    def decode(self, payload: bytes, station: str) -> NDArray[np.uint8]:  # noqa: ARG002 - one spec for all stations yet
-        """See `Judge`."""
-        return self._scorer.decode(payload)
-
-    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:  # noqa: ARG002 - one head yet
-        """See `Judge`."""
-        return self._scorer.score(images)
 
 
 class MetricsWatcher:
@@ -281,26 +279,26 @@ class _Letters:
         self._box.put(letter)
 
 
-def warm(judge: Judge, batch_size: int) -> None:
-    """Run the engine once at every size of batch: the first of each size can take far longer than the second."""
-    spec = judge.image_spec
-    began_s = time.perf_counter()
-    for size in range(1, batch_size + 1):
-        judge.score(np.zeros((size, spec.height_px, spec.width_px, 3), np.uint8), [""] * size)
-    log.info("engine warm after %.2f s", time.perf_counter() - began_s)
+def _told(routes: Sequence[Route]) -> str:
+    """Who judges, in words."""
+    told = {
+        f"model {route.model.name} ({route.model.digest}), {route.engine.backend} on {route.engine.device}": None
+        for route in routes
+    }
+    return "; ".join(told) or "no model"
 
 
 @contextmanager
-def stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
-    """Stop the pipeline on SIGTERM and SIGINT inside the block; off the main thread signals are somebody else's."""
+def on_signals(numbers: Sequence[signal.Signals], call: Callable[[], None]) -> Iterator[None]:
+    """Call on these signals inside the block; off the main thread signals are somebody else's."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        pipeline.stop()
+        call()
 
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield
     finally:

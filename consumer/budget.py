@@ -46,7 +46,7 @@ class Budget:
 
         Args:
             limits: the bounds.
-            pixel_bytes: what one decoded image takes.
+            pixel_bytes: what one decoded image takes, before it is known who judges the frame.
         """
         self.limits = limits
         self._pixel_bytes = pixel_bytes

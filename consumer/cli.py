@@ -15,6 +15,7 @@ RUN_EPILOG = """\b
 Examples:
   framegate run --bundle bundles/parts-1 --bootstrap-servers kafka-1:9092,kafka-2:9092
   framegate run --bundle parts.zip --client-config kafka.properties --http-host 0.0.0.0
+  framegate run --routing routes.toml --shadow bundles/parts-2
   FRAMEGATE_GROUP=line-2 framegate run --bundle bundles/parts-1 --batch-size 16 --batch-age-ms 10
 """
 
@@ -30,7 +31,22 @@ _CLIENT = click.option(
 
 
 @click.command(context_settings=VERB, epilog=RUN_EPILOG)
-@click.option("--bundle", required=True, metavar="BUNDLE", help="Model bundle: a folder or a zip.")
+@click.option("--bundle", metavar="BUNDLE", help="Model bundle: a folder or a zip. With --routing: for other stations.")
+@click.option(
+    "--routing",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Which bundle judges which station, and its region and threshold there: [[route]] tables in TOML.",
+)
+@click.option(
+    "--shadow", metavar="BUNDLE", help="A candidate: its decisions are compared in the metrics, never published."
+)
+@click.option(
+    "--watch-s",
+    default=5.0,
+    metavar="S",
+    help="How often to look whether a bundle or the routing file was replaced; 0: only on SIGHUP.",
+)
 @_SERVERS
 @click.option("--group", default="framegate", metavar="NAME", help="Consumer group; it remembers where to go on.")
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to read frames from.")
@@ -78,6 +94,9 @@ def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
     Goes on where the group last committed; a new group begins at the oldest frame kept, so no frame is skipped. On
     SIGTERM or Ctrl-C it answers what is in hand, commits and ends with 0; a second signal gives up at once with 1, and
     what was not committed is judged again. A broker that goes away is waited for; /ready says so.
+
+    A bundle or routing file that is replaced while this runs is checked, loaded and then used from the next frame on;
+    one that is not sound is refused, and the models of before go on.
     """
     from consumer.app import log_to_stderr, run_consumer  # noqa: PLC0415 - `--help` must not wait for it
     from consumer.config import Settings, read_client_config  # noqa: PLC0415 - the same

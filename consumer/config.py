@@ -72,7 +72,10 @@ class Settings:
     """Everything `framegate run` can be told.
 
     Attributes:
-        bundle: folder, zip or URL of the model bundle.
+        bundle: folder or zip of the model bundle; with `routing`, for the stations that no route matches.
+        routing: TOML file that says which bundle judges which station; None: `bundle` judges all.
+        shadow: folder or zip of a bundle whose decisions are compared and not published.
+        watch_s: how often to look whether a bundle or the routing file has changed; 0: only on SIGHUP.
         bootstrap_servers: host:port, comma-separated.
         group: the consumer group; its committed positions say where to go on.
         frames_topic, verdicts_topic, dead_topic: names of the topics.
@@ -96,7 +99,10 @@ class Settings:
         deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
     """
 
-    bundle: str
+    bundle: str | None = None
+    routing: Path | None = None
+    shadow: str | None = None
+    watch_s: float = 5.0
     bootstrap_servers: str = "localhost:9092"
     group: str = "framegate"
     frames_topic: str = "frames"
@@ -135,6 +141,7 @@ class Settings:
         _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
         _at_least("--drain-s", self.drain_s, 0)
         _at_least("--idle-exit-s", self.idle_exit_s, 0)
+        _at_least("--watch-s", self.watch_s, 0, "0 looks only on SIGHUP")
         if self.deadline_s is not None and not self.deadline_s > 0:
             msg = f"--deadline-s {self.deadline_s:g} is no deadline: expected more than 0 seconds"
             raise SettingsError(msg)
@@ -255,8 +262,12 @@ def _truth(path: Path, key: str, value: object) -> bool:
 
 def _require_names(settings: Settings) -> None:
     """Names that are there, and topics that are three."""
+    if settings.bundle is None and settings.routing is None:
+        msg = "no bundle to judge by: expected --bundle, or --routing with a file that names some, or both"
+        raise SettingsError(msg)
     for option, value in (
-        ("--bundle", settings.bundle),
+        ("--bundle", "none" if settings.bundle is None else settings.bundle),
+        ("--shadow", "none" if settings.shadow is None else settings.shadow),
         ("--bootstrap-servers", settings.bootstrap_servers),
         ("--group", settings.group),
         ("--frames-topic", settings.frames_topic),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from consumer.budget import Budget
     from consumer.claims import Claim
     from consumer.delivery import Delivery
-    from consumer.events import Position, Verdict
+    from consumer.events import Frame, Position, Verdict
     from consumer.judging import Stamp
     from consumer.lateness import Lateness
     from consumer.ports import Clock, DeadLetters, Fetched, Judge, Sink, TenureChange, Watcher
@@ -74,7 +74,7 @@ class Flow:
         """Begin with nothing in hand.
 
         Args:
-            judge: named in the verdicts; its work is done by whoever `start_decode` and `start_score` lead to.
+            judge: says who judges each frame; the work is done by whoever `start_decode` and `start_score` lead to.
             sink: where verdicts go.
             clock: for how long frames wait.
             watcher: told how it goes.
@@ -133,7 +133,7 @@ class Flow:
         return self._batches
 
     def take_in(self, fetched: Fetched) -> None:
-        """Changes of ownership, then frames; every frame that is not late starts to be decoded.
+        """Changes of ownership, then frames; every frame that has a route and is not late starts to be decoded.
 
         Raises:
             BrokerError: a frame of a partition that is not ours; or one that came before, where it is answered once.
@@ -145,7 +145,7 @@ class Flow:
             if self._sink.records_progress and self.tenure.steps_back(frame.position):
                 raise BrokerError(_came_again(frame.position))
             epoch = self.tenure.admit(frame.position)
-            slot = Slot(frame, epoch, fetched.at_s, self._budget.size_of(frame))
+            slot = self._slot(frame, epoch, fetched.at_s)
             line = self._lines.setdefault(slot.partition, deque())
             if line and line[-1].epoch != epoch:
                 self._drop(line)
@@ -156,8 +156,7 @@ class Flow:
         for slot in slots:
             is_newest = slot is newest[slot.partition] and slot.partition in fetched.fresh
             self._lateness.observe(slot.frame, fresh=is_newest)
-        on_time = self._on_time(slots)
-        for slot in on_time:
+        for slot in self._on_time(self._routed(slots)):
             self._start_decode(slot)
 
     def decoded(self, slot: Slot) -> None:
@@ -251,6 +250,22 @@ class Flow:
                 self._forget(slot)
         return held
 
+    def _slot(self, frame: Frame, epoch: int, fetched_s: float) -> Slot:
+        """A frame in hand, with who judges it from here to its verdict, whatever is loaded meanwhile."""
+        route = self._judge.route(frame.station)
+        held_bytes = len(frame.payload) + (0 if route is None else route.image_bytes)
+        self._budget.take(0, held_bytes - self._budget.size_of(frame))  # what it was taken for when it was fetched
+        return Slot(frame, epoch, fetched_s, held_bytes, route)
+
+    def _routed(self, slots: list[Slot]) -> list[Slot]:
+        """Those that somebody judges; the others are answered as they are."""
+        unrouted = [slot for slot in slots if slot.route is None]
+        for slot in unrouted:
+            slot.fault = Fault("unrouted", f"no model for station {slot.station!r}: expected a route that matches it")
+        if unrouted:
+            self._decide(unrouted)
+        return [slot for slot in slots if slot.fault is None]
+
     def _on_time(self, slots: list[Slot]) -> list[Slot]:
         """Those whose verdict can still be of use; the others are answered as they are."""
         now_s = self._clock.monotonic_s()
@@ -289,6 +304,8 @@ class Flow:
     def _forget(self, slot: Slot) -> None:
         """A frame of an ended tenure, back in this thread's hands."""
         slot.image = None
+        if slot.route is not None:
+            self._judge.release(slot.route)
         self._in_hand -= 1
         self._budget.give(1, slot.held_bytes)
 
@@ -321,10 +338,12 @@ class Flow:
         for slot in slots:
             position = slot.frame.position
             verdict_id = self._verdict_id(position.partition, position.offset)
-            answers.append((slot, verdict_of(slot, self._judge, verdict_id)))
+            answers.append((slot, verdict_of(slot, verdict_id)))
             progress[slot.partition] = Progress(position.offset + 1, self._claims[slot.partition])
             if slot.fault is not None:
                 self._dead_letters.put(dead_letter_of(slot, slot.fault, verdict_id))
+            if slot.route is not None:
+                self._judge.release(slot.route)
             freed_bytes += slot.held_bytes
         self._budget.give(0, freed_bytes)
         delivery = self._sink.publish([verdict for _, verdict in answers], progress)

@@ -12,19 +12,26 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from consumer.events import Cause, DeadLetter, Frame, StageTimes, Verdict
+from consumer.events import Cause, DeadLetter, EngineRef, Frame, ModelRef, StageTimes, Verdict
+from consumer.ports import Decoded
 from consumer.tenure import Partition
 from engine.errors import FrameError
+from engine.prediction import OperatingPoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from consumer.ports import Clock, Judge
+    from consumer.ports import Clock, Judge, Route
     from engine.prediction import Prediction, ScoredBatch
 
 log = logging.getLogger(__name__)
+
+NOBODY = ModelRef("none", "", "", "")
+NOTHING = EngineRef("none", "none", "none")
+NO_POINT = OperatingPoint(0.0, (0.0, 0.0))
+"""What stands in the verdict of a frame that no model is there for: whatever was compared with it would fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Slot:
     Attributes:
         epoch: the tenure that it was fetched in.
         held_bytes: what it counts for in the budget until it is published: its payload and its pixels.
+        route: who judges it, to be given back to the judge once; None: nobody.
         image: uint8 (h, w, 3) between decoding and scoring.
         fault: set where it gets the verdict `none`.
     """
@@ -50,6 +58,7 @@ class Slot:
     epoch: int
     fetched_s: float
     held_bytes: int
+    route: Route | None
     decode_began_s: float | None = None
     decode_ended_s: float | None = None
     score_began_s: float | None = None
@@ -84,7 +93,7 @@ def decode_slot(judge: Judge, slot: Slot, clock: Clock) -> None:
     """Fill `slot.image`, or `slot.fault`. Raises nothing."""
     slot.decode_began_s = clock.monotonic_s()
     try:
-        slot.image = _decoded(judge, slot)
+        slot.image = _decoded(judge, slot.frame, _route(slot))
     except FrameError as error:
         slot.fault = Fault(cast("Cause", error.cause), str(error))
     except Exception as error:  # a decoder's own fault must cost this frame only, and every frame gets its verdict
@@ -98,15 +107,21 @@ def decode_slot(judge: Judge, slot: Slot, clock: Clock) -> None:
     slot.decode_ended_s = clock.monotonic_s()
 
 
-def _decoded(judge: Judge, slot: Slot) -> NDArray[np.uint8]:
+def _decoded(judge: Judge, frame: Frame, route: Route) -> NDArray[np.uint8]:
     """The image, of the shape that a batch can be made of."""
-    image = judge.decode(slot.frame.payload, slot.station)
-    spec = judge.image_spec
-    expected = (spec.height_px, spec.width_px, 3)
-    if image.shape != expected or image.dtype != np.uint8:
-        msg = f"decoding gave {image.dtype} {image.shape}: expected uint8 {expected}"
+    image = judge.decode(frame.payload, route)
+    if image.shape != route.image_shape or image.dtype != np.uint8:
+        msg = f"decoding gave {image.dtype} {image.shape}: expected uint8 {route.image_shape}"
         raise ValueError(msg)
     return image
+
+
+def _route(slot: Slot) -> Route:
+    """Who judges a slot that got this far."""
+    if slot.route is None:
+        msg = f"{slot.frame.position} has no route and was to be judged"
+        raise ValueError(msg)
+    return slot.route
 
 
 def score_slots(judge: Judge, slots: Sequence[Slot], clock: Clock) -> bool:
@@ -141,9 +156,11 @@ def _score_alone(judge: Judge, slot: Slot, clock: Clock) -> None:
 
 def _score(judge: Judge, slots: Sequence[Slot], clock: Clock) -> None:
     """Score these frames together and mark them."""
-    images = np.stack([slot.image for slot in slots if slot.image is not None])  # (n, h, w, 3) uint8
+    frames = [
+        Decoded(slot.station, _route(slot), slot.image, slot.frame.payload) for slot in slots if slot.image is not None
+    ]
     began_s = clock.monotonic_s()
-    scored = judge.score(images, [slot.station for slot in slots])
+    scored = judge.score(frames)
     _check(scored, len(slots))
     for slot, prediction in zip(slots, scored.predictions, strict=True):
         slot.score_began_s = began_s
@@ -169,16 +186,16 @@ def _check(scored: ScoredBatch, expected: int) -> None:
             raise ValueError(msg)
 
 
-def verdict_of(slot: Slot, judge: Judge, verdict_id: str) -> Verdict:
+def verdict_of(slot: Slot, verdict_id: str) -> Verdict:
     """The answer to a decided frame, without its image: nothing behind needs that, and a broker may keep it waiting."""
-    point = judge.operating_point
-    prediction = slot.prediction
+    route, prediction = slot.route, slot.prediction
+    point = NO_POINT if route is None else route.operating_point
     return Verdict(
         verdict_id=verdict_id,
         frame=replace(slot.frame, payload=b""),
         decision="none" if prediction is None else prediction.decision,
-        model=judge.model,
-        engine=judge.engine,
+        model=NOBODY if route is None else route.model,
+        engine=NOTHING if route is None else route.engine,
         decided_at_s=_epoch_s(slot, slot.decided_s),
         threshold=point.threshold,
         review_band=point.review_band,

@@ -14,7 +14,7 @@ from consumer.claims import Claim
 from consumer.delivery import Delivery
 from consumer.errors import BrokerError, GivenUpError
 from consumer.events import EngineRef, ModelRef
-from consumer.ports import Fetched, TenureChange
+from consumer.ports import Fetched, Route, TenureChange
 from consumer.tenure import Partition
 from engine.prediction import OperatingPoint, Prediction, ScoredBatch
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from consumer.claims import Progress
     from consumer.events import DeadLetter, Frame, Verdict
-    from consumer.ports import Clock
+    from consumer.ports import Clock, Decoded
     from engine.specs import ImageSpec
 
 
@@ -424,17 +424,35 @@ class BrightnessJudge:
             image_spec: the size that `decode` gives.
             decode: bytes to uint8 (h, w, 3); raises FrameError where a frame cannot be judged.
         """
-        self.image_spec = image_spec
         self.operating_point = OperatingPoint(threshold=0.5, review_band=(0.4, 0.6))
+        self._route = Route(image_spec, self.operating_point, self.model, self.engine)
         self._decode = decode
+        self.out = 0
+        """Routes taken and not given back."""
 
-    def decode(self, payload: bytes, station: str) -> NDArray[np.uint8]:  # noqa: ARG002 - all stations alike
+    def route(self, station: str) -> Route | None:  # noqa: ARG002 - all stations alike
+        """See `Judge`."""
+        self.out += 1
+        return self._route
+
+    def release(self, route: Route) -> None:  # noqa: ARG002 - there is one
+        """See `Judge`."""
+        self.out -= 1
+
+    def routes(self) -> Sequence[Route]:
+        """See `Judge`."""
+        return (self._route,)
+
+    def warm(self, largest: int) -> None:
+        """See `Judge`. Nothing here is slower the first time."""
+
+    def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:  # noqa: ARG002 - there is one
         """See `Judge`."""
         return self._decode(payload)
 
-    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:  # noqa: ARG002 - all alike
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`."""
-        means = images.mean(axis=(1, 2, 3)) / 255
+        means = [frame.image.mean() / 255 for frame in frames]
         return ScoredBatch(tuple(self._predict(round(float(mean), 6)) for mean in means), 0.0, 0.0)
 
     def _predict(self, probability: float) -> Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, get_args
 
@@ -28,6 +28,7 @@ FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 STAGES = ("transport", "fetch_wait", "decode", "batch_wait", "inference", "classify")
 DECODE_CAUSES = ("undecodable", "oversize")
+RELOAD_OUTCOMES = ("loaded", "unchanged", "refused")
 DEAD_LETTER_FAILURES = ("full", "send", "delivery")
 
 
@@ -75,9 +76,12 @@ class Metrics:
         """Declare everything in `registry`; each registry takes one container."""
         self._stations = Stations(max_stations)
         self._assigned: set[tuple[str, int]] = set()
+        self._engines: set[tuple[str, ...]] = set()
+        self._models: set[tuple[str, ...]] = set()
         self._declare_frames(registry)
         self._declare_verdicts(registry)
         self._declare_engine(registry)
+        self._declare_models(registry)
         self._declare_kafka(registry)
         self._show_zeros()
 
@@ -161,15 +165,25 @@ class Metrics:
         if (topic, partition) in self._assigned:
             self.lag.labels(topic, str(partition)).set(frames)
 
-    def set_engine(self, engine: EngineRef) -> None:
-        """Say what computes the numbers; the engine before it leaves."""
-        self.engine_info.clear()
-        self.engine_info.labels(engine.backend, engine.device, engine.precision).set(1)
+    def count_reload(self, outcome: str) -> None:
+        """Count one attempt to load what has changed: `loaded`, `unchanged` or `refused`."""
+        self.reloads.labels(outcome).inc()
 
-    def set_model(self, model: ModelRef) -> None:
-        """Say which model judges; the model before it leaves."""
-        self.model_info.clear()
-        self.model_info.labels(model.name, model.version, model.digest, model.head).set(1)
+    def count_shadow(self, station: str, decision: str, shadow_decision: str) -> None:
+        """Count one frame that the candidate was asked about too."""
+        self.shadow_decisions.labels(self._stations.label(station), decision, shadow_decision).inc()
+
+    def count_shadow_left_out(self, frames: int) -> None:
+        """Count frames that the candidate was not asked about."""
+        self.shadow_left_out.inc(frames)
+
+    def set_engine(self, *engines: EngineRef) -> None:
+        """Say what computes the numbers; the engines before leave."""
+        self._engines = _show_only(self.engine_info, self._engines, {astuple(engine) for engine in engines})
+
+    def set_model(self, *models: ModelRef) -> None:
+        """Say which models judge; the models before leave."""
+        self._models = _show_only(self.model_info, self._models, {astuple(model) for model in models})
 
     def _declare_frames(self, registry: CollectorRegistry) -> None:
         """What comes in."""
@@ -278,14 +292,36 @@ class Metrics:
         )
         self.engine_info = Gauge(
             "framegate_engine_info",
-            "1, with what computes the numbers in its labels.",
+            "1, for each engine that computes the numbers, with its name in the labels.",
             ["backend", "device", "precision"],
             registry=registry,
         )
+
+    def _declare_models(self, registry: CollectorRegistry) -> None:
+        """Which models judge, and which might."""
         self.model_info = Gauge(
             "framegate_model_info",
-            "1, with the model that judges in its labels.",
+            "1, for each model that judges, with its name in the labels.",
             ["name", "version", "digest", "head"],
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "framegate_reloads",
+            "Attempts to load a bundle or a routing file that had changed: loaded, unchanged (the same in another "
+            "place) or refused. After refused the models of before go on; the log says why.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.shadow_decisions = Counter(
+            "framegate_shadow_decisions",
+            "Frames that the shadow bundle was asked about too, by station, the decision published and the shadow's "
+            "own. Where the two differ, the shadow would have flipped the verdict.",
+            ["station", "decision", "shadow_decision"],
+            registry=registry,
+        )
+        self.shadow_left_out = Counter(
+            "framegate_shadow_left_out_frames",
+            "Frames that the shadow bundle was not asked about, because it could not keep up or failed.",
             registry=registry,
         )
 
@@ -325,6 +361,8 @@ class Metrics:
             self.dead_letter_errors.labels(failure)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        for outcome in RELOAD_OUTCOMES:
+            self.reloads.labels(outcome)
 
 
 def metric_docs() -> list[MetricDoc]:
@@ -338,6 +376,15 @@ def metric_docs() -> list[MetricDoc]:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         docs.append(MetricDoc(name, family.type, tuple(metric._labelnames), family.documentation))  # noqa: SLF001 - no public way
     return sorted(docs, key=lambda doc: doc.name)
+
+
+def _show_only(gauge: Gauge, shown: set[tuple[str, ...]], wanted: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Have a 1 for each of the wanted labels and nothing else; what stays is at no moment not there."""
+    for labels in wanted:
+        gauge.labels(*labels).set(1)
+    for labels in shown - wanted:
+        gauge.remove(*labels)
+    return wanted
 
 
 def _stages(times: StageTimes) -> tuple[tuple[str, float | None], ...]:

@@ -107,8 +107,7 @@ class Pipeline:
         self._signals = 0
         self._halted = False
         self._commit_at_s = 0.0
-        spec = ports.judge.image_spec
-        self.budget = Budget(pace.limits, spec.width_px * spec.height_px * 3)
+        self.budget = Budget(pace.limits, max((route.image_bytes for route in ports.judge.routes()), default=0))
         self.flow = Flow(
             judge=ports.judge,
             sink=ports.sink,

@@ -5,6 +5,7 @@ Each docstring is a contract that `tests/contract/` holds every implementation t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -169,43 +170,88 @@ class Clock(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """Who judges a frame, and how. A route never changes: what changes is which one a station's next frame takes.
+
+    Attributes:
+        image_spec: how bytes become the network's input.
+        operating_point: the numbers that decide; they go into the verdict.
+        model: which model and head judge.
+        engine: what computes.
+    """
+
+    image_spec: ImageSpec
+    operating_point: OperatingPoint
+    model: ModelRef
+    engine: EngineRef
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, 3) of a decoded image."""
+        return self.image_spec.height_px, self.image_spec.width_px, 3
+
+    @property
+    def image_bytes(self) -> int:
+        """What a decoded image takes."""
+        return math.prod(self.image_shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """A frame that is ready for the engine.
+
+    Attributes:
+        station: whose it is.
+        route: the one that it was decoded for.
+        image: uint8 (h, w, 3), of `route.image_shape`.
+        payload: the bytes that it was decoded from.
+    """
+
+    station: str
+    route: Route
+    image: NDArray[np.uint8]
+    payload: bytes
+
+
 class Judge(Protocol):
     """Pixels in, predictions out. The engine behind it may be shared with others, or another process.
 
-    Promised: an image's prediction does not depend on what else is in its batch. Not promised: any order between
-    `decode` calls, which come from several threads at once; `score` is called from one thread.
+    Promised: an image's prediction does not depend on what else is in its batch; a route can be used for as long as it
+    is not given back, whatever else is loaded or retired meanwhile. Not promised: that the frames of one station all
+    take one route; any order between `decode` calls, which come from several threads at once. `route` and `release`
+    are called from one thread, `score` from one thread.
     """
 
-    @property
-    def image_spec(self) -> ImageSpec:
-        """How bytes become the network's input."""
+    def route(self, station: str) -> Route | None:
+        """Who judges this station's next frame; None: nobody. Cheap. To be given back with `release`, once per call."""
         ...
 
-    @property
-    def operating_point(self) -> OperatingPoint:
-        """The numbers that decide; they go into every verdict."""
+    def release(self, route: Route) -> None:
+        """The frame that took this route needs it no more. What only it kept open is closed, elsewhere. Cheap."""
         ...
 
-    @property
-    def model(self) -> ModelRef:
-        """Which model judges."""
+    def routes(self) -> Sequence[Route]:
+        """Every route that a frame could take now. They are only to be looked at."""
         ...
 
-    @property
-    def engine(self) -> EngineRef:
-        """What computes."""
+    def warm(self, largest: int) -> None:
+        """Compute once in every size of batch up to `largest`: the first of a size can take far longer than the next.
+
+        Called before the first `score`.
+        """
         ...
 
-    def decode(self, payload: bytes, station: str) -> NDArray[np.uint8]:
-        """Encoded bytes to the network's input, uint8 (h, w, 3).
+    def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
+        """Encoded bytes to the route's input, uint8 (h, w, 3).
 
         Raises:
             FrameError: this frame cannot be judged; its `cause` says why.
         """
         ...
 
-    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:
-        """One prediction per image of uint8 (n, h, w, 3), in order; `stations` has n names.
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
+        """One prediction per frame, in order, each by its own route; they may have images of several sizes.
 
         Raises:
             Exception: anything; the frames are then tried one by one.

@@ -160,6 +160,11 @@ def open_bundle(location: str | Path) -> Bundle:
         raise BundleError(msg) from error
 
 
+def bundle_path(location: str) -> Path:
+    """Where a location's files lie, without its pin. Raises BundleError where the pin is none."""
+    return Path(_split_pin(location)[0])
+
+
 def _files(bundle: Bundle, report: Mapping[str, bytes]) -> dict[str, bytes]:
     head, limits = bundle.head, bundle.head.features
     files = {GRAPH: bundle.graph}

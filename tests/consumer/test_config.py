@@ -54,6 +54,18 @@ def test_the_commands_defaults_are_the_settings_own(started: list[Settings]) -> 
     assert settings == Settings(bundle="b", tensorrt=TensorRTOptions(plans=default_folder(os.environ)))
 
 
+def test_one_bundle_routes_or_both_have_to_be_named(started: list[Settings], tmp_path: Path) -> None:
+    assert invoke("run", "--routing", str(tmp_path / "routes.toml"), "--shadow", "s", "--watch-s", "0").exit_code == 0
+    assert (started[0].bundle, started[0].routing, started[0].shadow) == (None, tmp_path / "routes.toml", "s")
+    assert started[0].watch_s == 0
+    with pytest.raises(SettingsError, match="no bundle to judge by: expected --bundle, or --routing"):
+        Settings()
+    with pytest.raises(SettingsError, match="--watch-s -1 is too small: expected 0 or more"):
+        Settings("b", watch_s=-1)
+    with pytest.raises(SettingsError, match="--shadow is empty"):
+        Settings("b", shadow=" ")
+
+
 def test_help_shows_every_option_with_its_unit_and_examples() -> None:
     text = invoke("run", "--help").output
     for word in (

@@ -128,6 +128,36 @@ def test_only_the_model_that_judges_is_shown(registry: CollectorRegistry, metric
     assert registry.get_sample_value("framegate_engine_info", engine) == 1
 
 
+def test_all_models_that_judge_are_shown_and_a_swap_leaves_no_gap(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    one, two, three = (ModelRef(f"m{n}", "1", "d", "h") for n in (1, 2, 3))
+    metrics.set_model(one, two, one)
+    metrics.set_model(two, three)
+    shown = {
+        sample.labels["name"]
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "framegate_model_info"
+    }
+    assert shown == {"m2", "m3"}
+    metrics.set_model()
+    assert (
+        registry.get_sample_value("framegate_model_info", {"name": "m2", "version": "1", "digest": "d", "head": "h"})
+        is None
+    )
+
+
+def test_a_shadows_decisions_by_station_in_bounds(registry: CollectorRegistry, metrics: Metrics) -> None:
+    for number in range(9):
+        metrics.count_shadow(f"s{number}", "pass", "fail")
+    metrics.count_shadow_left_out(5)
+    flip = {"decision": "pass", "shadow_decision": "fail"}
+    assert registry.get_sample_value("framegate_shadow_decisions_total", {"station": "s0", **flip}) == 1
+    assert registry.get_sample_value("framegate_shadow_decisions_total", {"station": OTHER_STATIONS, **flip}) == 6
+    assert registry.get_sample_value("framegate_shadow_left_out_frames_total") == 5
+
+
 def test_the_plain_counts(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.count_decode_error("oversize")
     metrics.count_dead_letter("late")
@@ -136,6 +166,7 @@ def test_the_plain_counts(registry: CollectorRegistry, metrics: Metrics) -> None
     metrics.count_commit()
     metrics.count_commit_error()
     metrics.count_rebalance()
+    metrics.count_reload("refused")
     metrics.set_in_flight(11)
     metrics.set_queue_depth(12)
     samples: list[tuple[str, dict[str, str], float]] = [
@@ -146,6 +177,8 @@ def test_the_plain_counts(registry: CollectorRegistry, metrics: Metrics) -> None
         ("framegate_commits_total", {}, 1),
         ("framegate_commit_errors_total", {}, 1),
         ("framegate_rebalances_total", {}, 1),
+        ("framegate_reloads_total", {"outcome": "refused"}, 1),
+        ("framegate_reloads_total", {"outcome": "loaded"}, 0),
         ("framegate_in_flight_frames", {}, 11),
         ("framegate_queue_depth_frames", {}, 12),
     ]

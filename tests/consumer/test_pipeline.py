@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from consumer.clock import SystemClock
 from consumer.errors import BrokerError
 from consumer.events import Frame, Position
 from consumer.flow import Flow, Publication
-from consumer.judging import Slot, decode_slot, score_slots
+from consumer.judging import NOBODY, NOTHING, Slot, decode_slot, score_slots
 from consumer.lateness import Lateness
 from consumer.memory_io import (
     BrightnessJudge,
@@ -31,6 +31,7 @@ from consumer.memory_io import (
 from consumer.pipeline import Pace, Pipeline, Ports, StoppedAtOnceError
 from consumer.ports import Fetched
 from consumer.tenure import Partition
+from consumer.wire import parse_verdict, verdict_record
 from engine.batcher import BatchPolicy
 from engine.errors import FrameError, WorkError
 from engine.prediction import Prediction, ScoredBatch
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from consumer.delivery import Delivery
+    from consumer.ports import Decoded, Route
 
 SPEC = ImageSpec(64, 64)
 PIXEL_BYTES = 64 * 64 * 3
@@ -70,11 +72,12 @@ class MoodyJudge(BrightnessJudge):
         super().__init__(SPEC, decode)
         self.sizes: list[int] = []
 
-    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """As the base class, with moods."""
-        self.sizes.append(len(images))
-        tones = images[:, 0, 0, 0].tolist()
-        assert images.shape == (len(stations), 64, 64, 3)
+        self.sizes.append(len(frames))
+        tones = [int(frame.image[0, 0, 0]) for frame in frames]
+        assert {frame.image.shape for frame in frames} == {(64, 64, 3)}
+        assert [frame.payload for frame in frames] == [str(tone).encode() for tone in tones]
         if 13 in tones:
             msg = "the engine does not like 13"
             raise RuntimeError(msg)
@@ -82,7 +85,7 @@ class MoodyJudge(BrightnessJudge):
             return ScoredBatch((Prediction("pass", float("nan")),) * len(tones), 1.0, 1.0)
         if 15 in tones:
             return ScoredBatch((Prediction("pass", 0.0),) * (len(tones) - 1), 1.0, 1.0)
-        return super().score(images, stations)
+        return super().score(frames)
 
 
 def verdict_id(partition: int, offset: int) -> str:
@@ -215,6 +218,7 @@ class Bench:
         assert self.flow.empty
         assert (self.budget.frames, self.budget.held_bytes) == (0, 0)
         assert self.flow.tenure.open_frames() == 0
+        assert self.judge.out == 0, "routes taken and not given back"
 
 
 def test_each_frame_gets_its_verdict_and_is_committed() -> None:
@@ -504,6 +508,69 @@ def test_an_old_frame_found_at_the_start_is_late_although_it_is_the_newest() -> 
     assert bench.decisions() == ["late"]
 
 
+class PickyJudge(MoodyJudge):
+    """Knows no station but `a`."""
+
+    def route(self, station: str) -> Route | None:
+        """As the base class, for one station."""
+        return super().route(station) if station == "a" else None
+
+
+def test_a_station_that_nobody_judges_is_answered_in_its_turn_without_the_engine() -> None:
+    bench = Bench(judge=PickyJudge())
+    bench.put(20, station="a")
+    bench.put(21, station="b")
+    bench.put(22, station="a")
+    bench.run()
+    assert bench.offsets() == [0, 1, 2]
+    assert bench.decisions() == ["pass", "unrouted", "pass"]
+    verdict = bench.sink.verdicts[1]
+    assert (verdict.model, verdict.engine, verdict.threshold) == (NOBODY, NOTHING, 0.0)
+    assert parse_verdict(verdict_record(verdict, group="g").value)["model"]["name"] == "none"
+    assert verdict.times.decode_ms is None
+    (letter,) = bench.dead_letters.letters
+    assert letter.error == "no model for station 'b': expected a route that matches it"
+    assert bench.judge.sizes == [2]
+    bench.assert_nothing_in_hand()
+
+
+class ShiftingJudge(MoodyJudge):
+    """Loads a larger model after the first two frames."""
+
+    def __init__(self) -> None:
+        """Both sizes."""
+        super().__init__()
+        self.larger = replace(self._route, image_spec=ImageSpec(128, 96))
+        self.asked = 0
+
+    def route(self, station: str) -> Route | None:
+        """The small one twice, then the large one."""
+        first = super().route(station)
+        self.asked += 1
+        return first if self.asked <= 2 else self.larger
+
+    def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
+        """Of the route's size."""
+        return np.full(route.image_shape, int(payload), np.uint8)
+
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
+        """Never one model's image by another's route."""
+        assert all(frame.image.shape == frame.route.image_shape for frame in frames)
+        return BrightnessJudge.score(self, frames)
+
+
+def test_a_frame_keeps_its_route_and_counts_with_its_own_size_whatever_is_loaded_meanwhile() -> None:
+    bench = Bench(judge=ShiftingJudge())
+    bench.put(20, 21, 22)
+    bench.fetch()
+    assert bench.budget.held_bytes == 3 * 2 + 2 * PIXEL_BYTES + 128 * 96 * 3
+    bench.decode()
+    bench.score()
+    bench.settle()
+    assert bench.decisions() == ["pass"] * 3
+    bench.assert_nothing_in_hand()
+
+
 def test_every_stage_leaves_its_time() -> None:
     bench = Bench()
     bench.put(20)
@@ -640,6 +707,7 @@ def test_a_run_answers_everything_and_commits_it() -> None:
     assert plant.watcher.frames == len(plant.watcher.verdicts) == 500
     assert plant.source.closed
     assert plant.pipeline.flow.empty
+    assert plant.judge.out == 0
     assert (plant.pipeline.budget.frames, plant.pipeline.budget.held_bytes) == (0, 0)
 
 
@@ -776,9 +844,9 @@ def test_a_hanging_engine_does_not_keep_the_process() -> None:
     plant = Plant(idle_exit_s=None, drain_s=0.05)
     gate = threading.Event()
 
-    def hang(images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:
+    def hang(frames: Sequence[Decoded]) -> ScoredBatch:
         gate.wait(20)
-        return BrightnessJudge.score(plant.judge, images, stations)
+        return BrightnessJudge.score(plant.judge, frames)
 
     plant.judge.score = hang  # type: ignore[method-assign]
     plant.fill(3)

@@ -1,0 +1,366 @@
+"""Bundles that are replaced while frames flow: what is loaded, what is refused, and that no frame notices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from consumer.budget import Limits
+from consumer.clock import SystemClock
+from consumer.engine_judge import EngineJudge
+from consumer.events import Frame, Position
+from consumer.memory_io import MemoryDeadLetters, MemoryLog, MemorySink, MemorySource, MemoryWatcher
+from consumer.pipeline import Pace, Pipeline, Ports
+from consumer.reload import Reloader
+from engine.batcher import BatchPolicy
+from engine.bundle import open_bundle, write_bundle
+from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from consumer.lineup import Loader
+    from engine.backend import Backend
+    from engine.bundle import Bundle
+
+PATIENCE_S = 60.0
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that has to happen."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never happened"
+        time.sleep(0.002)
+
+
+@dataclass
+class Watch:
+    """A judge and the reloader that watches where it came from."""
+
+    loader: Loader
+    outcomes: list[str] = field(default_factory=list)
+    waits: int = 0
+
+    def __post_init__(self) -> None:
+        self.judge = EngineJudge(self.loader.load())
+        self.reloader = Reloader(
+            self.loader, self.judge, largest=8, told=self.outcomes.append, settle=lambda _: self._wait()
+        )
+
+    def _wait(self) -> None:
+        self.waits += 1
+
+    def names(self) -> list[str]:
+        """Which models judge."""
+        return [route.model.name for route in self.judge.routes()]
+
+
+@contextmanager
+def watching(**where: object) -> Iterator[Watch]:
+    watch = Watch(loader(**where))  # type: ignore[arg-type] # passed on
+    try:
+        yield watch
+    finally:
+        watch.judge.close()
+
+
+def test_a_bundle_that_is_replaced_is_loaded_once(tmp_path: Path) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        assert watch.reloader.look() is None
+        put(tmp_path / "b", bundle_of(2))
+        assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-2"]
+        assert watch.reloader.look() is None
+        assert watch.outcomes == ["loaded"]
+
+
+def test_a_zip_is_watched_as_a_folder_is(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b.zip", bundle_of(1))
+    write_bundle(tmp_path / "next.zip", bundle_of(2))
+    with watching(bundle=str(tmp_path / "b.zip")) as watch:
+        (tmp_path / "next.zip").rename(tmp_path / "b.zip")
+        assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-2"]
+
+
+def test_a_link_that_is_turned_to_another_bundle_is_seen(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        put(tmp_path / f"v{seed}", bundle_of(seed))
+    (tmp_path / "current").symlink_to("v1")
+    with watching(bundle=str(tmp_path / "current")) as watch:
+        (tmp_path / "next").symlink_to("v2")
+        (tmp_path / "next").replace(tmp_path / "current")
+        assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-2"]
+
+
+def test_the_same_bundle_again_changes_nothing_and_is_said_to(tmp_path: Path) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        put(tmp_path / "b", bundle_of(1))
+        assert watch.reloader.look() == "unchanged"
+        assert watch.reloader.look() is None
+
+
+def test_a_broken_bundle_is_refused_once_with_one_line_and_the_old_one_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        graph = tmp_path / "b" / "featurizer.onnx"
+        graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+        assert watch.reloader.look() == "refused"
+        assert watch.reloader.look() is None, "not again and again"
+        assert watch.reloader.look(again=True) == "refused", "unless asked to"
+        assert watch.names() == ["seed-1"]
+        assert len(caplog.records) == 2
+        assert "reload refused, and the models of before go on: bundle" in caplog.text
+        assert "has a changed featurizer.onnx" in caplog.text
+        put(tmp_path / "b", bundle_of(2))
+        assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-2"]
+    assert watch.outcomes == ["refused", "refused", "loaded"]
+
+
+def test_a_bundle_that_goes_away_is_refused_and_its_return_noticed(tmp_path: Path) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        (tmp_path / "b").rename(tmp_path / "elsewhere")
+        assert watch.reloader.look() == "refused"
+        (tmp_path / "elsewhere").rename(tmp_path / "b")
+        assert watch.reloader.look() == "unchanged"
+
+
+def test_what_is_being_copied_is_left_until_it_stands_still(tmp_path: Path) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    put(tmp_path / "next", bundle_of(2))
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        files = sorted(path for path in (tmp_path / "next").rglob("*") if path.is_file())
+
+        def copy_one_more(_seconds: float) -> None:
+            if files:
+                source = files.pop()
+                shutil.copy(source, tmp_path / "b" / source.relative_to(tmp_path / "next"))
+
+        watch.reloader._settle = copy_one_more
+        copy_one_more(0)
+        assert watch.reloader.look() == "loaded"
+        assert files == []
+        assert watch.names() == ["seed-2"]
+        assert watch.outcomes == ["loaded"], "never tried half copied"
+
+
+def test_an_unexpected_failure_of_a_library_is_a_refusal_too(tmp_path: Path) -> None:
+    class Failing(Backends):
+        def __call__(self, bundle: Bundle) -> Backend:
+            if self.opened:
+                msg = "from the depths of a library"
+                raise RuntimeError(msg)
+            return super().__call__(bundle)
+
+    put(tmp_path / "b", bundle_of(1))
+    with watching(backends=Failing(), bundle=str(tmp_path / "b")) as watch:
+        put(tmp_path / "b", bundle_of(3, wide=True))
+        assert watch.reloader.look() == "refused"
+        assert watch.names() == ["seed-1"]
+
+
+def test_a_routing_file_is_watched_with_all_it_names(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        put(tmp_path / f"b{seed}", bundle_of(seed))
+    routes = tmp_path / "routes.toml"
+    routes.write_text("[[route]]\nstation = 'a'\nbundle = 'b1'\n")
+    with watching(routing=routes) as watch:
+        routes.write_text("[[route]]\nstation = 'a'\nbundle = 'b2'\n[[route]]\nstation = '*'\nbundle = 'b3'\n")
+        assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-2", "seed-3"]
+        put(tmp_path / "b3", bundle_of(4))
+        assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-2", "seed-4"]
+        routes.write_text("[[route]]\nstation = 'a'\n")
+        assert watch.reloader.look() == "refused"
+        routes.write_text("[[route]]\nstation = 'a'\nbundle = 'b9'\n")
+        assert watch.reloader.look() == "refused"
+        put(tmp_path / "b9", bundle_of(5))
+        assert watch.reloader.look() == "loaded", "the bundle that was missing is watched"
+        assert watch.names() == ["seed-5"]
+
+
+def test_only_what_changed_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (1, 2):
+        put(tmp_path / f"b{seed}", bundle_of(seed))
+    routes = tmp_path / "routes.toml"
+    routes.write_text("[[route]]\nstation = 'a'\nbundle = 'b1'\n[[route]]\nstation = 'b'\nbundle = 'b2'\n")
+    opened: list[str] = []
+
+    def noted(place: str) -> Bundle:
+        opened.append(place)
+        return open_bundle(place)
+
+    monkeypatch.setattr("consumer.lineup.open_bundle", noted)
+    with watching(routing=routes) as watch:
+        put(tmp_path / "b2", bundle_of(3))
+        assert watch.reloader.look() == "loaded"
+    assert [place.rpartition("/")[2] for place in opened] == ["b1", "b2", "b2"]
+
+
+def test_it_looks_by_itself_and_when_asked(tmp_path: Path) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        with watch.reloader.watching(0.01):
+            put(tmp_path / "b", bundle_of(2))
+            until(lambda: "loaded" in watch.outcomes)
+            until(lambda: watch.names() == ["seed-2"])
+        seen = len(watch.outcomes)
+        with watch.reloader.watching(0):
+            put(tmp_path / "b", bundle_of(1))
+            time.sleep(0.05)
+            assert len(watch.outcomes) == seen, "0: not by itself"
+            watch.reloader.ask()
+            until(lambda: len(watch.outcomes) > seen)
+        assert not any(thread.name == "reload" for thread in threading.enumerate())
+
+
+# With frames flowing.
+
+
+class Flowing:
+    """A pipeline on memory that is fed until it is told to stop."""
+
+    def __init__(self, judge: EngineJudge, payloads: list[bytes]) -> None:
+        self.judge = judge
+        self.payloads = payloads
+        self.clock = SystemClock()
+        self.log = MemoryLog(partitions=2)
+        self.sink, self.watcher = MemorySink(), MemoryWatcher()
+        self.source = MemorySource(self.log, self.clock, wait=time.sleep)
+        self.letters = MemoryDeadLetters()
+        self.pipeline = Pipeline(
+            Ports(self.source, self.sink, judge, self.clock, self.watcher, self.letters, "{}/{}".format),
+            Pace(BatchPolicy(8, 0.002, 8), Limits(64, 10**8), 2),
+        )
+        self.raised: list[BaseException] = []
+        self.sent = 0
+        self._feeding = True
+        self._threads = [threading.Thread(target=self._feed), threading.Thread(target=self._run)]
+
+    def _feed(self) -> None:
+        """As fast as the pipeline takes it, half a budget ahead at most."""
+        while self._feeding:
+            if self.sent - len(self.sink.verdicts) < 100:
+                number = self.sent
+
+                def make(offset: int, number: int = number) -> Frame:
+                    now_s = self.clock.epoch_s()
+                    position = Position("frames", number % 2, offset)
+                    return Frame(position, "ab"[number % 2], str(number), self.payload(number), now_s, now_s)
+
+                self.log.append(number % 2, make)
+                self.sent += 1
+            else:
+                time.sleep(0.001)
+
+    def payload(self, number: int) -> bytes:
+        return self.payloads[number % len(self.payloads)]
+
+    def _run(self) -> None:
+        try:
+            self.pipeline.run()
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            self.raised.append(error)
+
+    def __enter__(self) -> Flowing:  # noqa: PYI034 - never derived from
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._feeding = False
+        self._threads[0].join()
+        until(lambda: self.raised or len(self.sink.verdicts) == self.sent)
+        self.pipeline.stop()
+        self._threads[1].join()
+
+    def judged_since(self, frames: int) -> None:
+        """Wait for so many more verdicts."""
+        enough = len(self.sink.verdicts) + frames
+        until(lambda: self.raised or len(self.sink.verdicts) >= enough)
+
+    def assert_each_frame_once_by_the_model_it_names(self, alone: Alone, places: dict[str, str]) -> Counter[str]:
+        """Exactly one verdict each, in order; each number that of exactly the model named. How many by which."""
+        assert self.raised == []
+        verdicts = self.sink.verdicts
+        for station in "ab":
+            offsets = [v.frame.position.offset for v in verdicts if v.frame.station == station]
+            assert offsets == list(range(len(offsets)))
+        assert len(verdicts) == self.sent
+        for place in places.values():
+            alone.predictions(place, self.payloads)
+        by_model: Counter[str] = Counter()
+        for verdict in verdicts:
+            expected = alone.of(verdict.model.digest, self.payload(int(verdict.frame.frame_id)))
+            assert verdict.cause is None
+            assert (verdict.decision, verdict.defect_probability) == (expected.decision, expected.defect_probability)
+            by_model[verdict.model.name] += 1
+        assert self.letters.letters == []
+        return by_model
+
+
+def swap_under_load(tmp_path: Path, swaps: int) -> tuple[Counter[str], Watch]:
+    """Replace the bundle so many times, every third time by one of another featurizer, while frames flow."""
+    versions = [bundle_of(1), bundle_of(2), bundle_of(3, wide=True)]
+    places: dict[str, str] = {}
+    for number, version in enumerate(versions):
+        places[write_bundle(tmp_path / f"v{number}", version).digest] = str(tmp_path / f"v{number}")
+    put(tmp_path / "b", versions[0])
+    payloads = jpegs(7)
+    with watching(bundle=str(tmp_path / "b")) as watch:
+        with Flowing(watch.judge, payloads) as flowing:
+            flowing.judged_since(20)
+            for number in range(1, swaps + 1):
+                put(tmp_path / "b", versions[number % 3])
+                assert watch.reloader.look() == "loaded"
+                flowing.judged_since(20)
+        lanes = watch.judge.lineup.lanes
+        assert [lane._needs for lane in lanes] == [1], "only the lineup needs it"
+        by_model = flowing.assert_each_frame_once_by_the_model_it_names(Alone(), places)
+    return by_model, watch
+
+
+def test_a_swap_under_load_loses_nothing_and_every_verdict_is_of_the_model_it_names(tmp_path: Path) -> None:
+    by_model, watch = swap_under_load(tmp_path, 4)
+    assert set(by_model) == {"seed-1", "seed-2", "seed-3"}
+    assert watch.outcomes == ["loaded"] * 4
+
+
+@pytest.mark.slow
+def test_fifty_swaps_under_load(tmp_path: Path) -> None:
+    by_model, watch = swap_under_load(tmp_path, 50)
+    assert watch.outcomes == ["loaded"] * 50
+    assert min(by_model.values()) > 100
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "close-engine"])
+    engines = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+    assert len(engines) <= 2 * len(os.sched_getaffinity(0)), "the threads of closed engines are gone"
+
+
+def test_a_bad_bundle_under_load_is_refused_and_costs_no_frame(tmp_path: Path) -> None:
+    put(tmp_path / "b", bundle_of(1))
+    good = write_bundle(tmp_path / "good", bundle_of(1))
+    with watching(bundle=str(tmp_path / "b")) as watch, Flowing(watch.judge, jpegs(5)) as flowing:
+        flowing.judged_since(20)
+        (tmp_path / "b" / "manifest.json").write_text("{")
+        assert watch.reloader.look() == "refused"
+        flowing.judged_since(20)
+    by_model = flowing.assert_each_frame_once_by_the_model_it_names(Alone(), {good.digest: str(tmp_path / "good")})
+    assert set(by_model) == {"seed-1"}
