@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
@@ -29,6 +30,7 @@ from consumer.shadow import Shadow
 from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
+from consumer.workers import how_many, run_workers
 from engine.choice import INT8_BACKENDS, open_for
 
 if TYPE_CHECKING:
@@ -50,16 +52,40 @@ FETCH_SILENT_S = 30.0
 LAST_LETTERS_S = 2.0
 
 
-def run_consumer(settings: Settings) -> None:
+def own_registry() -> CollectorRegistry:
+    """A registry that tells of this process, to begin with."""
+    registry = CollectorRegistry()
+    for collect in (ProcessCollector, PlatformCollector, GCCollector):
+        collect(registry=registry)
+    return registry
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """What can be seen of a running consumer from outside."""
+
+    registry: CollectorRegistry = field(default_factory=own_registry)
+    health: Health = field(default_factory=Health)
+
+
+def run_consumer(settings: Settings, instruments: Instruments | None = None) -> None:
     """Judge frames until SIGTERM, SIGINT or an idle exit. To be called on the main thread.
 
     The first signal answers what is in hand, commits and leaves the group; the second gives up at once.
+
+    Args:
+        settings: say also whether this process does the work, or several do that it starts.
+        instruments: new ones, where the caller wants to see them too; workers have their own.
 
     Raises:
         BundleError: the bundle is not there or not whole.
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
+    workers = how_many(settings)
+    if workers > 1:
+        run_workers(settings, workers)
+        return
     loader = Loader(
         partial(open_for, name=settings.backend, tensorrt=settings.tensorrt),
         bundle=settings.bundle,
@@ -70,7 +96,7 @@ def run_consumer(settings: Settings) -> None:
         must_agree=settings.backend in {"auto", *INT8_BACKENDS},
     )
     with EngineJudge(loader.load()) as judge:
-        serve(settings, judge, beside=partial(_attend, settings, loader, judge))
+        serve(settings, judge, beside=partial(_attend, settings, loader, judge), instruments=instruments)
 
 
 @contextmanager
@@ -104,6 +130,7 @@ def serve(
     *,
     on_ready: Callable[[Pipeline, str | None], None] | None = None,
     beside: Callable[[Metrics], AbstractContextManager[None]] | None = None,
+    instruments: Instruments | None = None,
 ) -> None:
     """`run_consumer` with an engine that is open already.
 
@@ -112,6 +139,7 @@ def serve(
         judge: the engine.
         on_ready: called with the pipeline and the HTTP address, if any, before frames are fetched.
         beside: entered once the engine is warm and left when the pipeline is done: what runs beside it, with metrics.
+        instruments: new ones, where the caller wants to see them too.
 
     Raises:
         BrokerError, TopicError, WorkError: as `run_consumer`.
@@ -124,10 +152,9 @@ def serve(
     settings.delivers(embedded=embedded)  # refuse now what could not be kept later
     if embedded:
         log.warning("this is the embedded broker: memory only, for laptops and tests; production is Apache Kafka")
-    registry = CollectorRegistry()
-    for collect in (ProcessCollector, PlatformCollector, GCCollector):
-        collect(registry=registry)
-    metrics, health = Metrics(registry), Health()
+    instruments = instruments or Instruments()
+    registry, health = instruments.registry, instruments.health
+    metrics = Metrics(registry)
     _show_routes(metrics, judge)
     with ExitStack() as stack:
         address = None
@@ -309,11 +336,17 @@ def on_signals(numbers: Sequence[signal.Signals], call: Callable[[], None]) -> I
 class JsonLines(logging.Formatter):
     """One JSON object per event."""
 
+    def __init__(self, worker: int | None = None) -> None:
+        """Name the worker in each, where there are several."""
+        super().__init__()
+        self._always: dict[str, Any] = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
-        """`at`, `level`, `where`, `what`, and `trace` where there is one."""
+        """`at`, `level`, `worker` where there are several, `where`, `what`, and `trace` where there is one."""
         line = {
             "at": round(record.created, 3),
             "level": record.levelname.lower(),
+            **self._always,
             "where": record.name,
             "what": record.getMessage(),
         }
@@ -322,10 +355,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_to_stderr(log_format: Literal["text", "json"]) -> None:
+def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | None = None) -> None:
     """Events to standard error. The Kafka client's own are left out: it repeats itself while a broker is away."""
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonLines() if log_format == "json" else plain)
+    who = "" if worker is None else f"worker {worker} "
+    plain = logging.Formatter(f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
+    handler.setFormatter(JsonLines(worker) if log_format == "json" else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -13,14 +13,16 @@ import logging
 import random
 import signal
 import sys
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from consumer import app
 from consumer.clock import SystemClock
 from consumer.config import Settings
+from consumer.engine_judge import EngineJudge
+from consumer.lineup import Loader
+from engine.choice import open_for
 from engine.errors import FramegateError
-from engine.scorer import open_scorer
 from tests.faults.frames import is_marked
 
 if TYPE_CHECKING:
@@ -29,9 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from consumer.ports import Judge
-    from engine.prediction import OperatingPoint, ScoredBatch
-    from engine.specs import ImageSpec
+    from consumer.ports import Decoded, Judge, Route
+    from engine.prediction import ScoredBatch
 
 log = logging.getLogger("tests.faults.worker")
 
@@ -46,41 +47,45 @@ class RaisingJudge:
         self._begun = False
         self._random = random.Random(seed)
         self._calm = 0
-        self.model = judge.model
-        self.engine = judge.engine
 
     def begin(self, *_: object) -> None:
         """The engine is warm: from here on it raises."""
         self._begun = True
 
-    @property
-    def image_spec(self) -> ImageSpec:
+    def route(self, station: str) -> Route | None:
         """See `Judge`."""
-        return self._judge.image_spec
+        return self._judge.route(station)
 
-    @property
-    def operating_point(self) -> OperatingPoint:
+    def release(self, route: Route) -> None:
         """See `Judge`."""
-        return self._judge.operating_point
+        self._judge.release(route)
 
-    def decode(self, payload: bytes, station: str) -> NDArray[np.uint8]:
+    def routes(self) -> Sequence[Route]:
         """See `Judge`."""
-        return self._judge.decode(payload, station)
+        return self._judge.routes()
 
-    def score(self, images: NDArray[np.uint8], stations: Sequence[str]) -> ScoredBatch:
+    def warm(self, largest: int) -> None:
+        """See `Judge`."""
+        self._judge.warm(largest)
+
+    def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
+        """See `Judge`."""
+        return self._judge.decode(payload, route)
+
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`."""
         if self._calm:
             self._calm -= 1
         elif self._begun and self._random.random() < self._rate:
-            self._calm = len(images)
+            self._calm = len(frames)
             msg = "the engine raises at random"
             raise RuntimeError(msg)
-        if any(map(is_marked, images)):
-            if len(images) > 1:
-                self._calm = len(images)
+        if any(is_marked(frame.image) for frame in frames):
+            if len(frames) > 1:
+                self._calm = len(frames)
             msg = "the engine raises at a marked frame"
             raise RuntimeError(msg)
-        return self._judge.score(images, stations)
+        return self._judge.score(frames)
 
 
 class JumpingClock(SystemClock):
@@ -115,8 +120,14 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, JumpingClock.jump)
     settings = Settings(**given, http_port=None, backend="onnxruntime", delivery="exactly-once", decode_threads=1)
     try:
-        with open_scorer(Path(settings.bundle), settings.backend) as scorer:
-            judge = RaisingJudge(app.EngineJudge(scorer), rate, seed)
+        loader = Loader(
+            partial(open_for, name=settings.backend),
+            bundle=settings.bundle,
+            largest=settings.batch_size,
+            must_agree=False,
+        )
+        with EngineJudge(loader.load()) as engine:
+            judge = RaisingJudge(engine, rate, seed)
             app.serve(settings, judge, on_ready=judge.begin)
     except FramegateError as error:
         sys.stderr.write(f"error: {error}\n")
