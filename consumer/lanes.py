@@ -116,13 +116,13 @@ class Lane:
             self._warm_to = size
 
     def try_head(self, bundle: Bundle) -> None:
-        """See that a bundle's head fits, on one grey image.
+        """See that a bundle's head fits, on one image of noise: all that a head has is looked at, unlike with a blank.
 
         Raises:
             BundleError: it does not.
         """
         sides = (bundle.image.height_px, bundle.image.width_px, 3)
-        image = np.full((1, *sides), 127, np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (1, *sides), dtype=np.uint8)
         try:
             features = self.infer(image, [bundle.head])
             bundle.head.predict(image, features.evidence[:, 0], features.pooled)
