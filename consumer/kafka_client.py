@@ -52,14 +52,26 @@ class Connection:
 
 
 def idempotent_producer(connection: Connection, *, delivery_timeout_s: float, max_block_s: float) -> KafkaProducer:
-    """An idempotent producer."""
+    """One that neither doubles nor swaps records by trying again; a topic that refuses a record ends it for good."""
+    return _producer(connection, delivery_timeout_s, max_block_s, idempotent=True)
+
+
+def plain_producer(connection: Connection, *, delivery_timeout_s: float, max_block_s: float) -> KafkaProducer:
+    """One that outlives a refusal; trying again may double a record."""
+    return _producer(connection, delivery_timeout_s, max_block_s, idempotent=False)
+
+
+def _producer(
+    connection: Connection, delivery_timeout_s: float, max_block_s: float, *, idempotent: bool
+) -> KafkaProducer:
+    """A producer that waits for all replicas in sync."""
     common = connection.common()
     common["request_timeout_ms"] = min(common["request_timeout_ms"], int(delivery_timeout_s * 1000))
     try:
         return KafkaProducer(
             **common,
             acks="all",
-            enable_idempotence=True,
+            enable_idempotence=idempotent,
             allow_auto_create_topics=False,
             **producer_limits(),
             delivery_timeout_ms=int(delivery_timeout_s * 1000),

@@ -30,7 +30,7 @@ from consumer.claims import Claim
 from consumer.delivery import Delivery
 from consumer.errors import BrokerError
 from consumer.events import Position
-from consumer.kafka_client import close_producer, idempotent_producer, refused, send
+from consumer.kafka_client import close_producer, idempotent_producer, plain_producer, refused, send
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
 from consumer.topics import MAX_MESSAGE_BYTES
@@ -516,7 +516,8 @@ class KafkaDeadLetterTopic:
         self._topic = topic
         self._clock = clock
         self._rest_until_s = -1.0
-        self._producer = idempotent_producer(
+        # A topic that refuses one letter for a while must not cost all later ones; one of them may come twice.
+        self._producer = plain_producer(
             connection, delivery_timeout_s=DEAD_LETTER_DELIVERY_S, max_block_s=DEAD_LETTER_START_S
         )
         try:
