@@ -91,6 +91,7 @@ def join_pooled(pooled: np.ndarray, image: ImageSpec, featurizer: FeaturizerSpec
 def _join_evidence(evidence: np.ndarray, tiles: int) -> np.ndarray:
     """(n * tiles, k) -> (n, k): log-mean-exp over tiles, each of which is one over equally many locations."""
     parts = evidence.astype(np.float64).reshape(-1, tiles, evidence.shape[1])
-    # One pair after the other: a plain sum takes another order, and so other last bits, where there is a single head.
-    total: np.ndarray = np.logaddexp.reduce(parts, axis=1) - np.log(tiles)
+    with np.errstate(invalid="ignore", over="ignore"):
+        # One pair after the other: a plain sum takes another order, and so other last bits, where there is one head.
+        total: np.ndarray = np.logaddexp.reduce(parts, axis=1) - np.log(tiles)
     return total.astype(np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.backbone import FeaturizerSpec, build_serving_graph
 from engine.backend_onnx import OnnxBackend
+from engine.backend_tiled import on_whole_images
 from engine.bundle import Bundle, Classes, Reference
 from engine.familiarity import FeatureLimits, PixelLimits
 from engine.heads import Calibration, Head, stack
@@ -16,6 +17,8 @@ from engine.prediction import OperatingPoint
 from engine.specs import ImageSpec
 
 IMAGE = ImageSpec(64, 64)
+TILED = ImageSpec(128, 64, tile_px=(64, 64))
+"""Two tiles, each of which the graph for `IMAGE` takes."""
 FEATURIZER = FeaturizerSpec()
 
 
@@ -29,6 +32,11 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return np.ascontiguousarray(coarse.repeat(8, axis=1).repeat(8, axis=2))
+
+
+def wide_pictures(count: int, seed: int = 0) -> np.ndarray:
+    """uint8 (count, 64, 128, 3) as `TILED` has them."""
+    return np.concatenate([pictures(count, seed), pictures(count, seed + 1000)], axis=2)
 
 
 def small_head(seed: int = 0, *, limit: float = 1e9) -> Head:
@@ -56,27 +64,29 @@ def small_head(seed: int = 0, *, limit: float = 1e9) -> Head:
     )
 
 
-def small_bundle(*, name: str = "parts", head: Head | None = None, with_reference: bool = True) -> Bundle:
-    """A bundle ready to be written; its digest is not set."""
+def small_bundle(
+    *, name: str = "parts", head: Head | None = None, with_reference: bool = True, image: ImageSpec = IMAGE
+) -> Bundle:
+    """A bundle ready to be written; its digest is not set. `image` is `IMAGE` or `TILED`."""
     head = head or small_head()
     return Bundle(
         name=name,
         version="7",
         digest="",
         classes=Classes("good", "scratched"),
-        image=IMAGE,
+        image=image,
         featurizer=FEATURIZER.to_json(),
         graph=graph(),
         head=head,
         defect_rate=0.4,
         about={"created_at": "2026-01-02T03:04:05+00:00"},
-        reference=_reference(head) if with_reference else None,
+        reference=_reference(head, image) if with_reference else None,
     )
 
 
-def _reference(head: Head) -> Reference:
-    images = pictures(6, seed=3)
-    backend = OnnxBackend(graph(), streams=1)
+def _reference(head: Head, image: ImageSpec) -> Reference:
+    images = pictures(6, seed=3) if image == IMAGE else wide_pictures(6, seed=3)
+    backend = on_whole_images(OnnxBackend(graph(), streams=1), image, FEATURIZER)
     try:
         features = backend.infer(images, *stack([head]))
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.specs import MAX_SIDE_PX, ImageSpec, tile_sides
+from engine.errors import InputError
+from engine.specs import MAX_SIDE_PX, MIN_SIDE_PX, STRIDE_PX, ImageSpec, nearest_side, tile_sides
 
 if TYPE_CHECKING:
     from engine.specs import Region
@@ -62,7 +63,13 @@ def tiled(own_px: tuple[float, float], tile_px: tuple[int, int], region: Region)
     Raises:
         InputError: the backbone does not take the tile.
     """
-    ImageSpec(*tile_px)
+    for name, side_px in zip(("width", "height"), tile_px, strict=True):
+        if side_px != nearest_side(side_px):
+            msg = (
+                f"tile {name} {side_px} does not fit the backbone: expected a multiple of {STRIDE_PX} from "
+                f"{MIN_SIDE_PX} to {MAX_SIDE_PX}; take {nearest_side(side_px)}"
+            )
+            raise InputError(msg)
     width_px, height_px = (
         tile * min(max(round(own / tile), 1), MAX_SIDE_PX // tile) for own, tile in zip(own_px, tile_px, strict=True)
     )

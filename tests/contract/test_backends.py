@@ -17,11 +17,12 @@ from engine.backbone import inputs as graph_inputs
 from engine.backend import CPU_BACKENDS, open_backend
 from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.backend_tensorrt import TensorRTBackend
+from engine.backend_tiled import TiledBackend
 from engine.errors import BatchError, DeviceError, GraphError, HeadError, InputError
 from engine.heads import stack
 from engine.processor import cpu_fields, has_bfloat16
 from engine.tensorrt_options import TensorRTOptions
-from tests.bundles import FEATURIZER, IMAGE, graph, pictures, small_head
+from tests.bundles import FEATURIZER, IMAGE, TILED, graph, pictures, small_head, wide_pictures
 from tests.fake_tensorrt import FakeTensorRT
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ HEADS = stack([small_head(0), small_head(1)])
 
 ON_RECORDING_GPU = "tensorrt-fp32"
 """The TensorRT backend's own code, over a GPU that records; `tests/gpu` runs it on a real one."""
-IMPLEMENTATIONS = (*CPU_BACKENDS, ON_RECORDING_GPU, "modelled")
+IN_TILES = "onnxruntime in tiles"
+"""Images of two tiles on the reference backend."""
+IMPLEMENTATIONS = (*CPU_BACKENDS, ON_RECORDING_GPU, "modelled", IN_TILES)
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)
@@ -57,15 +60,25 @@ def opened_here(name: str) -> Backend:
             return TensorRTBackend(graph(), options, trt=trt, open_device=trt.open_device)
         finally:
             shutil.rmtree(plans)
+    if name == IN_TILES:
+        return TiledBackend(open_backend("onnxruntime", graph()), TILED, FEATURIZER)
     return open_backend(name, graph())
 
 
+def width_px(backend: Backend) -> int:
+    return TILED.width_px if isinstance(backend, TiledBackend) else IMAGE.width_px
+
+
+def pictures_for(backend: Backend, count: int, seed: int = 0) -> np.ndarray:
+    return wide_pictures(count, seed) if isinstance(backend, TiledBackend) else pictures(count, seed)
+
+
 def test_numbers_do_not_depend_on_the_batch(backend: Backend) -> None:
-    images = pictures(9)
+    images = pictures_for(backend, 9)
     whole = backend.infer(images, *HEADS, locations=True)
     assert whole.evidence.shape == (9, 2)
     assert whole.locations is not None
-    assert whole.locations.shape == (9, 8, 8, 2)
+    assert whole.locations.shape == (9, 8, width_px(backend) // 8, 2)
     for index in (0, 4, 8):
         alone = backend.infer(images[index : index + 1], *HEADS, locations=True)
         np.testing.assert_array_equal(alone.evidence[0], whole.evidence[index])
@@ -82,7 +95,7 @@ def test_heads_do_not_see_each_other(backend: Backend, count: int) -> None:
     biases = rng.normal(0, 1, count).astype(np.float32)
     place = count // 2
     weights[:, place], biases[place] = HEADS[0][:, 1], HEADS[1][1]
-    images = pictures(3)
+    images = pictures_for(backend, 3)
     one = backend.infer(images, *stack([small_head(1)]), locations=True)
     many = backend.infer(images, weights, biases, locations=True)
     assert one.locations is not None
@@ -93,22 +106,22 @@ def test_heads_do_not_see_each_other(backend: Backend, count: int) -> None:
 
 
 def test_images_are_only_read_and_answers_are_the_callers(backend: Backend) -> None:
-    images = pictures(2)
+    images = pictures_for(backend, 2)
     before = images.copy()
     first = backend.infer(images, *HEADS)
     kept = first.pooled.copy()
-    backend.infer(pictures(2, seed=9), *HEADS)
+    backend.infer(pictures_for(backend, 2, seed=9), *HEADS)
     np.testing.assert_array_equal(images, before)
     np.testing.assert_array_equal(first.pooled, kept)
     first.pooled[:] = 0  # writable: it is ours
 
 
 def test_locations_come_only_when_asked_for(backend: Backend) -> None:
-    assert backend.infer(pictures(1), *HEADS).locations is None
+    assert backend.infer(pictures_for(backend, 1), *HEADS).locations is None
 
 
 def test_two_batches_travel_at_once_and_come_back_in_any_order(backend: Backend) -> None:
-    one, two = pictures(5), pictures(3, seed=1)
+    one, two = pictures_for(backend, 5), pictures_for(backend, 3, seed=1)
     expected = [backend.infer(images, *HEADS) for images in (one, two)]
     for turn in (0, 1):
         weights = HEADS[0].copy()
@@ -129,8 +142,8 @@ def test_two_batches_travel_at_once_and_come_back_in_any_order(backend: Backend)
 def test_a_refused_batch_takes_no_slot(backend: Backend) -> None:
     for _ in range(3):
         with pytest.raises(BatchError):
-            backend.submit(pictures(1)[:, :32], *HEADS)
-    assert backend.infer(pictures(1), *HEADS).evidence.shape == (1, 2)
+            backend.submit(pictures_for(backend, 1)[:, :32], *HEADS)
+    assert backend.infer(pictures_for(backend, 1), *HEADS).evidence.shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +163,9 @@ def test_images_that_do_not_fit_are_refused(backend: Backend, images: np.ndarray
 
 def test_more_images_than_the_profile_are_refused(backend: Backend) -> None:
     largest = backend.profile.largest
-    assert backend.infer(pictures(largest), *HEADS).evidence.shape == (largest, 2)
+    assert backend.infer(pictures_for(backend, largest), *HEADS).evidence.shape == (largest, 2)
     with pytest.raises(BatchError, match=f"{largest + 1} images: expected at most {largest}"):
-        backend.infer(pictures(largest + 1), *HEADS)
+        backend.infer(pictures_for(backend, largest + 1), *HEADS)
 
 
 @pytest.mark.parametrize(
@@ -167,17 +180,17 @@ def test_more_images_than_the_profile_are_refused(backend: Backend) -> None:
 )
 def test_heads_that_do_not_fit_are_refused(backend: Backend, weights: np.ndarray, biases: np.ndarray) -> None:
     with pytest.raises(HeadError, match=r"expected float32 \(256, k\)"):
-        backend.infer(pictures(1), weights, biases)
+        backend.infer(pictures_for(backend, 1), weights, biases)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_it_says_what_it_is_and_closes_twice(name: str) -> None:
     backend = opened_here(name)
-    assert name in {backend.name, f"{backend.name}-{backend.precision}"}
+    assert name.removesuffix(" in tiles") in {backend.name, f"{backend.name}-{backend.precision}"}
     assert backend.precision == ("bf16" if name.endswith("bf16") else "fp32")
     assert backend.device
-    assert backend.inputs[0].shape == (None, 64, 64, 3)
-    backend.submit(pictures(2), *HEADS)  # given up
+    assert backend.inputs[0].shape == (None, 64, width_px(backend), 3)
+    backend.submit(pictures_for(backend, 2), *HEADS)  # given up
     backend.close()
     backend.close()
 

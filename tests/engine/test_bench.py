@@ -13,17 +13,17 @@ import engine.bench
 import framegate
 from engine.backbone import build_reference_graph
 from engine.backend_onnx import OnnxBackend, OnnxGraph
-from engine.bench import CLASSIC_SIDE_PX, classic_graph, two_in_flight
+from engine.bench import CLASSIC_SIDE_PX, Timing, _per_image, bench_engine, classic_graph, two_in_flight
 from engine.choice import open_for
 from engine.errors import DeviceError
 from engine.golden import golden_pictures
 from engine.heads import stack
 from engine.laps import Lap, Laps, race
-from engine.plain_loops import onnx_loops, openvino_loops
+from engine.plain_loops import Loop, onnx_loops, openvino_loops
 from engine.processor import has_bfloat16
 from engine.specs import ImageSpec
 from engine.stand_in import stand_in
-from tests.bundles import graph, small_head
+from tests.bundles import TILED, graph, small_bundle, small_head
 
 HEADS = stack([small_head()])
 
@@ -190,3 +190,28 @@ def test_the_history_is_a_table_whose_columns_are_explained() -> None:
         assert float(row["ratio_of_default"]) > 0
     for column in set(rows[0]) - {"date", "commit", "cpu", "cores", "flags", "batch", "default"}:
         assert f"`{column}`" in explained or column.startswith("classic_"), column
+
+
+@pytest.mark.slow
+def test_a_tiled_bundle_is_measured_in_whole_images_and_so_are_its_librarys_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.bench, "SIZES", (1, 2))
+    monkeypatch.setattr(engine.bench, "CLASSIC_SIDE_PX", 64)
+    monkeypatch.setattr(engine.bench, "CPU_BACKENDS", ("onnxruntime",))
+    monkeypatch.setattr(engine.bench, "tensorrt_is_installed", lambda: False)
+    monkeypatch.setattr(engine.bench, "_default", lambda _: ("onnxruntime", "it was told to"))
+    result = bench_engine(small_bundle(image=TILED), Timing(0.0, 2))
+    assert (result["input_px"], result["tile_px"]) == ([128, 64], [64, 64])
+    (backend,) = result["backends"]
+    assert {entry["batch"] for entry in backend["sizes"]} >= {1, 2}
+    assert backend["ratio"] > 0
+
+
+def test_a_loop_over_tiles_counts_whole_images() -> None:
+    loops = {12: [Loop("a", lambda seconds: 12 * int(seconds))], 6: [Loop("b", lambda _: 18, same_graph=False)]}
+    found = _per_image(loops, 6)
+    assert set(found) == {1, 2}
+    assert found[2][0].run(3) == 6
+    assert found[1][0].run(0) == 3
+    assert not found[1][0].same_graph

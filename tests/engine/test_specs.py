@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.specs import MAX_SIDE_PX, MIN_SIDE_PX, STRIDE_PX, BatchProfile, ImageSpec, Region, nearest_side
+from engine.specs import (
+    MAX_SIDE_PX,
+    MIN_SIDE_PX,
+    STRIDE_PX,
+    BatchProfile,
+    ImageSpec,
+    Region,
+    nearest_side,
+    tile_sides,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +97,37 @@ def test_a_limit_must_be_positive(name: str) -> None:
 def test_an_image_spec_survives_json(width_px: int, height_px: int, region: Region, max_pixels: int) -> None:
     spec = ImageSpec(width_px, height_px, region, max_pixels=max_pixels)
     assert ImageSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@given(side, side, st.data())
+def test_tiles_survive_json_and_cover_the_input_exactly(width_px: int, height_px: int, data: st.DataObject) -> None:
+    tile_px = (data.draw(st.sampled_from(tile_sides(width_px))), data.draw(st.sampled_from(tile_sides(height_px))))
+    spec = ImageSpec(width_px, height_px, Region(0.1), tile_px=tile_px)
+    assert ImageSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert ImageSpec.from_json(spec.to_json()) == spec
+    assert spec.graph_input == ImageSpec(*tile_px, Region(0.1))
+    rows, columns = spec.tiles
+    assert (columns * tile_px[0], rows * tile_px[1]) == (width_px, height_px)
+
+
+def test_without_tiles_an_image_spec_is_written_as_before_there_were_any() -> None:
+    spec = ImageSpec(224, 160)
+    assert "tile_px" not in spec.to_json()
+    assert ImageSpec.from_json(spec.to_json()).tile_px is None
+    assert spec.graph_input is spec
+    assert spec.tiles == (1, 1)
+
+
+@pytest.mark.parametrize("tile_px", [(96, 64), (64, 100), (32, 64), (0, 64), (-64, 64), (448, 64), (64, 320)])
+def test_tiles_that_do_not_cut_the_input_evenly_are_refused_with_those_that_do(tile_px: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"does not cut the input's \d+ px evenly: .*, one of 64, .*take one of these"):
+        ImageSpec(320, 192, tile_px=tile_px)
+
+
+@pytest.mark.parametrize("value", [None, 64, "64x64", [64], [64, 64, 64], [64.0, 64], [True, 64], ["64", "64"]])
+def test_a_tile_that_is_not_two_numbers_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="tile_px="):
+        ImageSpec.from_json({**ImageSpec(128, 128).to_json(), "tile_px": value})
 
 
 def test_unknown_and_missing_fields_are_named() -> None:
