@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from consumer.budget import Budget
     from consumer.claims import Claim
     from consumer.delivery import Delivery
-    from consumer.events import Frame, Verdict
+    from consumer.events import Frame, Position, Verdict
     from consumer.judging import Stamp
     from consumer.lateness import Lateness
     from consumer.ports import Clock, DeadLetters, Fetched, Judge, Sink, TenureChange, Watcher
@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2
 """One batch in the engine, and a full one behind it, so that it does not wait for this thread between two."""
+
+
+GIVEN_UP_EVERY_S = 1.0
+"""How often the log may say that verdicts were given up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +107,8 @@ class Flow:
         self._in_hand = 0
         self._batches = 0
         self._flushing = False
+        self._given_up = 0
+        self._given_up_at_s = -GIVEN_UP_EVERY_S
         self.changes = 0
         """Changes of ownership applied so far."""
 
@@ -130,12 +136,14 @@ class Flow:
         """Changes of ownership, then frames; every frame that has a route and is not late starts to be decoded.
 
         Raises:
-            BrokerError: a frame of a partition that is not ours.
+            BrokerError: a frame of a partition that is not ours; or one that came before, where it is answered once.
         """
         for change in fetched.changes:
             self._apply(change)
         slots: list[Slot] = []
         for frame in fetched.frames:
+            if self._sink.records_progress and self.tenure.steps_back(frame.position):
+                raise BrokerError(_came_again(frame.position))
             epoch = self.tenure.admit(frame.position)
             slot = self._slot(frame, epoch, fetched.at_s)
             line = self._lines.setdefault(slot.partition, deque())
@@ -175,7 +183,7 @@ class Flow:
         """
         answers = publication.answers
         if isinstance(delivery.error, GivenUpError):
-            log.warning("%d verdicts were given up and their frames are judged again: %s", len(answers), delivery.error)
+            self._note_given_up(len(answers), delivery.error)
             if any(not step.claim.over for step in publication.progress.values()):
                 self._rewind()
         elif delivery.error is not None:
@@ -195,6 +203,14 @@ class Flow:
                 self._watcher.committed(done=True)
         self._in_hand -= len(answers)
         self._budget.give(len(answers), 0)
+
+    def _note_given_up(self, verdicts: int, why: GivenUpError) -> None:
+        """One line for all that one trouble has brought."""
+        self._given_up += verdicts
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._given_up_at_s + GIVEN_UP_EVERY_S:
+            log.warning("%d verdicts were given up and their frames are judged again: %s", self._given_up, why)
+            self._given_up, self._given_up_at_s = 0, now_s
 
     def flush(self) -> None:
         """Nothing more will come: from now on batches are taken without waiting for company."""
@@ -332,3 +348,12 @@ class Flow:
         self._budget.give(0, freed_bytes)
         delivery = self._sink.publish([verdict for _, verdict in answers], progress)
         self._when_delivered(delivery, Publication(answers, progress))
+
+
+def _came_again(position: Position) -> str:
+    """Why the consumer has to end: what is under way of the partition may be stored, and would be answered twice."""
+    return (
+        f"the frame of {position.topic}-{position.partition} at offset {position.offset} came again without a new "
+        "assignment: expected later ones only; see whether the broker has lost the end of the partition. After a start "
+        "the partition goes on from its committed position"
+    )

@@ -135,6 +135,7 @@ class Lane:
         try:
             features = self.infer(image, [bundle.head])
             bundle.head.predict(image, features.evidence[:, 0], features.pooled)
+            bundle.head.features.distance(features.pooled[0])  # not asked for where the pixels are found wanting
         except (FramegateError, ValueError) as error:  # numpy's own for arrays that do not fit each other
             msg = f"bundle {bundle.name!r} has a head that cannot judge an image ({error}); train it again"
             raise BundleError(msg) from error

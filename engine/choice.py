@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 from engine.agreement import compare, infer_all
 from engine.backend import CPU_BACKENDS, GPU_BACKENDS, open_backend
+from engine.backend_tiled import on_whole_images
 from engine.errors import BundleError, DeviceError, ParityError, PlanError
+from engine.featurizer import FeaturizerSpec
 from engine.heads import stack
 from engine.processor import cpu_name, has_bfloat16
+from engine.tiles import split
 
 if TYPE_CHECKING:
     from engine.agreement import Agreement
@@ -28,7 +31,7 @@ BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS, *INT8_BACKENDS)
 
 
 def open_for(bundle: Bundle, name: str = "auto", *, tensorrt: TensorRTOptions | None = None) -> Backend:
-    """Open a backend on a bundle; `tensorrt` is for TensorRT alone.
+    """Open a backend on a bundle, for whole images also where its graph takes tiles; `tensorrt` is for TensorRT alone.
 
     `auto` takes a GPU where one can be used, else the processor's fastest arithmetic that answers as the bundle's
     reference does, else the reference itself. It says in the log what it took and why.
@@ -36,21 +39,28 @@ def open_for(bundle: Bundle, name: str = "auto", *, tensorrt: TensorRTOptions | 
     Raises:
         InputError: there is no backend of that name.
         GraphError: the bundle's graph is corrupt.
-        BundleError: int8 was asked for, and the bundle brings no reference images to calibrate it on.
+        BundleError: the bundle's graph does not fit its image spec; or int8 was asked for, and the bundle brings no
+            reference images to calibrate it on.
         ParityError: int8 was asked for, and this bundle's parts are not decided as before in it.
         DeviceError, PlanError: the backend asked for cannot run here; `auto` goes on to the next instead.
     """
     if name in INT8_BACKENDS:
         return _quantized(bundle, name, tensorrt)
     if name != "auto":
-        return open_backend(name, bundle.graph, tensorrt=tensorrt)
+        return _open(bundle, name, bundle.graph, tensorrt)
     backend = _gpu(bundle, tensorrt) or _fastest_on_the_processor(bundle)
     if backend is None:
-        backend = open_backend("onnxruntime", bundle.graph)
+        backend = _open(bundle, "onnxruntime", bundle.graph)
         log.info(
             "backend onnxruntime fp32 on %s: the reference, and nothing faster here answers as it does", cpu_name()
         )
     return backend
+
+
+def _open(bundle: Bundle, name: str, graph: bytes, tensorrt: TensorRTOptions | None = None) -> Backend:
+    """A backend on a graph of the bundle's, for whole images also where the graph takes tiles."""
+    backend = open_backend(name, graph, tensorrt=tensorrt)
+    return on_whole_images(backend, bundle.image, FeaturizerSpec.from_json(bundle.featurizer))
 
 
 def agreement(bundle: Bundle, backend: Backend) -> Agreement | None:
@@ -68,10 +78,10 @@ def _quantized(bundle: Bundle, name: str, tensorrt: TensorRTOptions | None) -> B
     if bundle.reference is None:
         msg = f"bundle {bundle.name!r} brings no reference images: int8 is calibrated on them; train it again"
         raise BundleError(msg)
-    found = None
+    found, images = None, split(bundle.reference.images, bundle.image)
     for keep in FULL_PRECISION_UNTIL:
-        graph = quantized(bundle.graph, bundle.reference.images, keep)
-        backend = open_backend(name.replace("tensorrt-int8", "tensorrt"), graph, tensorrt=tensorrt)
+        graph = quantized(bundle.graph, images, keep)
+        backend = _open(bundle, name.replace("tensorrt-int8", "tensorrt"), graph, tensorrt)
         found = agreement(bundle, backend)
         if found is not None and found.agrees:
             log.info("int8 on all convolutions but those of %s: %s", ", ".join(keep), found)
@@ -94,7 +104,7 @@ def _gpu(bundle: Bundle, tensorrt: TensorRTOptions | None) -> Backend | None:
     if not tensorrt_is_installed():
         return None
     try:
-        backend = open_backend("tensorrt", bundle.graph, tensorrt=tensorrt)
+        backend = _open(bundle, "tensorrt", bundle.graph, tensorrt)
     except (DeviceError, PlanError) as error:
         log.warning("TensorRT is installed and cannot be used, so the CPU computes: %s", error)
         return None
@@ -107,11 +117,11 @@ def _fastest_on_the_processor(bundle: Bundle) -> Backend | None:
         return None
     if has_bfloat16():
         backend = _if_it_agrees(
-            bundle, open_backend("openvino-bf16", bundle.graph), "the processor multiplies bfloat16"
+            bundle, _open(bundle, "openvino-bf16", bundle.graph), "the processor multiplies bfloat16"
         )
         if backend is not None:
             return backend
-    return _if_it_agrees(bundle, open_backend("openvino", bundle.graph), "the fastest in fp32 on a processor")
+    return _if_it_agrees(bundle, _open(bundle, "openvino", bundle.graph), "the fastest in fp32 on a processor")
 
 
 def _if_it_agrees(bundle: Bundle, backend: Backend, why: str) -> Backend | None:

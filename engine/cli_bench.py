@@ -56,7 +56,8 @@ def engine(bundle: str | None, seconds: float, rounds: int, *, as_json: bool) ->
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     machine, classic = result["machine"], result["classic"]
     width, height = result["input_px"]
-    yield f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['flags'])}; {width} x {height} px"
+    tiles = "" if result["tile_px"] is None else " in tiles of {} x {} px".format(*result["tile_px"])
+    yield f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['flags'])}; {width} x {height} px{tiles}"
     yield ""
     yield "backend         batch  images/s   plain   ratio   CPU ms   plain  fastest plain loop of the same library"
     for backend in result["backends"]:

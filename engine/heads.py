@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.errors import HeadError
 from engine.familiarity import FeatureLimits, PixelLimits, unfamiliar
 from engine.prediction import Decision, OperatingPoint, Prediction, Reason
 
@@ -52,6 +53,32 @@ class Head:
     operating_point: OperatingPoint
     pixels: PixelLimits
     features: FeatureLimits
+
+    def check_fits(self, featurizer: str, *, channels: int, pooled_size: int) -> None:
+        """Refuse to be put on another featurizer than the one it was fitted on: its numbers mean nothing there.
+
+        Args:
+            featurizer: sha256 of the serving graph.
+            channels: of each location, c.
+            pooled_size: of the pooled vector, d.
+
+        Raises:
+            HeadError: another digest, or arrays of another shape or dtype than the featurizer gives.
+        """
+        if self.featurizer != featurizer:
+            msg = (
+                f"head {self.name!r} was fitted on featurizer {self.featurizer}: expected {featurizer}, the one it is "
+                "put on; serve it with its own bundle, or train one with --featurizer-of"
+            )
+            raise HeadError(msg)
+        wanted = {"evidence_weights": (channels,), "pooled_weights": (pooled_size,)}
+        got = {name: (getattr(self, name).shape, str(getattr(self, name).dtype)) for name in wanted}
+        if got != {name: (shape, "float32") for name, shape in wanted.items()}:
+            msg = (
+                f"head {self.name!r} has arrays {got}: expected float32 {wanted}, as its featurizer's taps give them; "
+                "train the bundle again"
+            )
+            raise HeadError(msg)
 
     def predict(self, images: np.ndarray, evidence: np.ndarray, pooled: np.ndarray) -> list[Prediction]:
         """Decisions for uint8 (n, h, w, 3) images, their evidence (n,) and pooled vectors (n, d)."""
@@ -100,6 +127,14 @@ def decide(probability: float, point: OperatingPoint, doubt: Reason | None) -> P
 
 
 def stack(heads: Sequence[Head]) -> tuple[np.ndarray, np.ndarray]:
-    """The graph's head inputs: weights (c, k) and biases (k), float32."""
+    """The graph's head inputs: weights (c, k) and biases (k), float32.
+
+    Raises:
+        HeadError: the heads were fitted on different featurizers; one graph cannot serve them together.
+    """
+    for head in heads[1:]:
+        head.check_fits(
+            heads[0].featurizer, channels=len(heads[0].evidence_weights), pooled_size=len(heads[0].pooled_weights)
+        )
     weights = np.stack([head.evidence_weights for head in heads], axis=1).astype(np.float32)
     return np.ascontiguousarray(weights), np.array([head.evidence_bias for head in heads], np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from engine.errors import InputError
@@ -60,7 +60,7 @@ class ImageSpec:
     """How encoded bytes become one uint8 (height_px, width_px, 3) array, in training and serving alike.
 
     Attributes:
-        width_px, height_px: the network's input; multiples of 32.
+        width_px, height_px: the whole input; multiples of 32.
         region: cut out first, before anything is resized, so that small defects keep their pixels.
         resize: `stretch` the region to the input (its aspect is not kept).
         interpolation: `area`: averages what it shrinks, linear where it enlarges.
@@ -69,6 +69,8 @@ class ImageSpec:
         alpha: `drop`: what an alpha channel becomes.
         exif: `apply`: turn the image upright as its EXIF says.
         max_pixels, max_bytes: over these an image is `oversize`; read from the header, before decoding.
+        tile_px: (width, height) of the tiles that the input is cut into, of which each runs through the network by
+            itself; multiples of 32 that divide the input's sides. None: the network sees the input as one.
     """
 
     width_px: int
@@ -82,6 +84,7 @@ class ImageSpec:
     exif: str = "apply"
     max_pixels: int = 50_000_000
     max_bytes: int = 16 * 1024 * 1024
+    tile_px: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes the backbone cannot take and words this version does not know."""
@@ -110,25 +113,71 @@ class ImageSpec:
         if self.max_pixels < 1 or self.max_bytes < 1:
             msg = f"image limits must be positive: got max_pixels {self.max_pixels}, max_bytes {self.max_bytes}"
             raise InputError(msg)
+        if self.tile_px is not None:
+            self._check_tile(*self.tile_px)
+
+    def _check_tile(self, *tile_px: int) -> None:
+        for name, side, tile in zip(("width", "height"), (self.width_px, self.height_px), tile_px, strict=True):
+            if tile not in tile_sides(side):
+                msg = (
+                    f"tile {name} {tile} does not cut the input's {side} px evenly: expected a multiple of {STRIDE_PX} "
+                    f"that divides it, one of {', '.join(map(str, tile_sides(side)))}; take one of these or another "
+                    "input size"
+                )
+                raise InputError(msg)
+
+    @property
+    def graph_input(self) -> ImageSpec:
+        """What the network is built for: one tile, or the whole input where it is not cut."""
+        if self.tile_px is None:
+            return self
+        return replace(self, width_px=self.tile_px[0], height_px=self.tile_px[1], tile_px=None)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """(rows, columns) of tiles; (1, 1) where the input is not cut."""
+        width_px, height_px = self.tile_px or (self.width_px, self.height_px)
+        return self.height_px // height_px, self.width_px // width_px
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, readable by `from_json`."""
-        return asdict(self)
+        """Plain values, readable by `from_json`; without tiles as before there were any, so that the digest stays."""
+        value = asdict(self)
+        tile_px = value.pop("tile_px")
+        return value if tile_px is None else {**value, "tile_px": list(tile_px)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """Read what `to_json` wrote. Raises InputError on unknown, missing or mistyped fields: never guessed."""
         _check_fields(cls, "image spec", value)
         _check_fields(Region, "image spec's region", value["region"])
-        return cls(**{**value, "region": Region(**value["region"])})
+        tile_px = _tile(value["tile_px"]) if "tile_px" in value else None
+        return cls(**{**value, "region": Region(**value["region"]), "tile_px": tile_px})
 
 
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "Region": (dict,)}
+def _tile(value: list[Any]) -> tuple[int, int]:
+    """(width, height) out of JSON. Raises InputError."""
+    if [type(side) for side in value] != [int, int]:
+        msg = f"image spec has tile_px={value!r}: expected two whole numbers; use the Framegate that wrote it"
+        raise InputError(msg)
+    return value[0], value[1]
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "Region": (dict,),
+    "tuple[int, int] | None": (list,),
+}
+_LATER_FIELDS = {"tile_px"}
+"""Not in what earlier versions wrote, nor where they are None."""
 
 
 def _check_fields(kind: type[ImageSpec | Region], name: str, value: Any) -> None:
     """Exactly the fields of `kind`, each of its own type; True is no number."""
     types = {field.name: _FIELD_TYPES[str(field.type)] for field in fields(kind)}
+    if isinstance(value, dict):
+        types = {key: known for key, known in types.items() if key in value or key not in _LATER_FIELDS}
     if not isinstance(value, dict) or set(value) != set(types):
         odd = sorted(set(value) ^ set(types)) if isinstance(value, dict) else value
         msg = (
@@ -184,3 +233,8 @@ class BatchProfile:
 def nearest_side(side_px: int) -> int:
     """The input side nearest to `side_px` that the backbone takes."""
     return min(max(round(side_px / STRIDE_PX), MIN_SIDE_PX // STRIDE_PX), MAX_SIDE_PX // STRIDE_PX) * STRIDE_PX
+
+
+def tile_sides(side_px: int) -> list[int]:
+    """The sides of tiles that an input's side can be cut into evenly, the whole side among them; rising."""
+    return [tile for tile in range(MIN_SIDE_PX, side_px + 1, STRIDE_PX) if side_px % tile == 0]

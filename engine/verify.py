@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.agreement import compare, infer_all
-from engine.backend import open_backend
+from engine.choice import open_for
 from engine.endurance import resident_bytes, run_long, run_sizes
 from engine.errors import BundleError
 from engine.golden import compare_golden
@@ -65,7 +65,7 @@ def verify(
     backend = scorer.backend
     heads = _two_heads(scorer)
     tick("golden pictures", 0, 1)
-    reference = open_backend("onnxruntime", scorer.bundle.graph)
+    reference = open_for(scorer.bundle, "onnxruntime")
     try:
         golden = compare_golden(backend, reference, *heads)
     finally:

@@ -1,4 +1,4 @@
-"""Patch evidence and pooled regression over the frozen featurizer, stacked.
+"""Patch evidence and pooled regression over the frozen featurizer: one, the other, or both stacked.
 
 Patch evidence sees the worst spot, pooled logistic regression the whole part at once, which suits large diffuse faults.
 Which of the two carries a line's defects is learned from the user's own images, out of fold.
@@ -7,147 +7,200 @@ Which of the two carries a line's defects is learned from the user's own images,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from engine.heads import Calibration
 from trainer.patch_evidence import PatchEvidence
+from trainer.turns import AS_TAKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.featurizer import FeaturizerSpec
+    from trainer.features import FeatureSet
+
+    Folds = Sequence[tuple[np.ndarray, np.ndarray]]
+
+Parts = Literal["evidence", "pooled", "both"]
+PARTS: tuple[Parts, ...] = ("evidence", "pooled", "both")
+"""What a verdict may rest on, the simpler first; evidence comes before pooled because it also says where."""
+
 _FLOOR = 1e-6
 
 
-POOLED_STRENGTHS = (0.003, 0.03, 0.3)
-"""Inverse regularisation of the pooled regression, from which out-of-fold AUROC chooses."""
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a head is fitted.
 
-NOISE_AUROC = 0.002
-"""A gain in out-of-fold AUROC below this does not pay for running the rest of the network."""
+    Attributes:
+        l2, sharpness: of `PatchEvidence`.
+        strength: inverse regularisation of the pooled regression.
+        views: of each image that the evidence is fitted on, see `trainer.turns`; it is asked about the first only.
+    """
+
+    parts: Parts = "evidence"
+    l2: float = 0.03
+    sharpness: float = 1.0
+    strength: float = 0.03
+    views: int = AS_TAKEN
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the report."""
+        return {
+            "parts": self.parts,
+            "l2": self.l2,
+            "sharpness": self.sharpness,
+            "pooled_strength": self.strength,
+            "views": self.views,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stacked:
-    """Patch evidence and pooled regression, fitted, with the calibration that joins them.
+class Table:
+    """Features of n labelled images as one featurizer gives them.
 
     Attributes:
-        evidence_weights, evidence_bias: (c,) and a number, as the serving graph takes them.
-        pooled_weights, pooled_bias: (d,) and a number over the first d values of the pooled vector.
-        uses_embedding: the pooled part looks at the embedding, so the whole network must run.
-        out_of_fold: (n,) calibrated probabilities, each from a model that saw neither the image nor its group.
-        chosen: what was tried and taken, for the report.
+        channels: (n, cells, 4 fine + coarse) float16 or float32, see `PatchEvidence`; where recipes ask for more than
+            one view, n of the next view follow, and so on.
+        pooled: (n, d) float32.
+        defect: (n,) bool.
+        fine: channels that each location has of its own.
+    """
+
+    channels: np.ndarray
+    pooled: np.ndarray
+    defect: np.ndarray
+    fine: int
+
+
+def table(features: FeatureSet, defect: np.ndarray, featurizer: FeaturizerSpec) -> Table:
+    """Features that were extracted with the same taps or with more after them; a view, nothing is copied.
+
+    Taps lie behind one another from the shallowest to the deepest, so a network cut earlier has the first of them.
+    Only the embedding, which comes last, needs exactly the taps it was extracted with.
+    """
+    channels = features.channels[:, :, : featurizer.cell_size]
+    return Table(channels, features.pooled[:, : featurizer.pooled_size], defect, featurizer.fine_channels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Of both parts, for m images: evidence (m,) and the pooled regression's score (m,)."""
+
+    evidence: np.ndarray
+    pooled: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """Of some images."""
+        return Scores(self.evidence[rows], self.pooled[rows])
+
+    def of(self, parts: Parts, defect: np.ndarray) -> np.ndarray:
+        """One score for each image that was scored out of fold; both parts are joined by `calibrate`."""
+        return logit(calibrate(self.evidence, self.pooled, defect, parts), self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """Both parts fitted, over the raw features.
+
+    Attributes:
+        evidence_weights, evidence_bias: (c,) float32 and a number, as the serving graph takes them.
+        pooled_weights, pooled_bias: (d,) float32 and a number over the pooled vector.
     """
 
     evidence_weights: np.ndarray
     evidence_bias: float
     pooled_weights: np.ndarray
     pooled_bias: float
-    calibration: Calibration
-    uses_embedding: bool
-    out_of_fold: np.ndarray
-    chosen: dict[str, float | bool | str]
 
 
-def fit_stacked(
-    channels: np.ndarray,
-    pooled: np.ndarray,
-    defect: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    *,
-    taps_size: int,
-    fine: int,
-) -> Stacked:
-    """Fit both parts and join them by logistic regression on their out-of-fold scores (Wolpert 1992, Platt 1999).
+def evidence_model(data: Table, recipe: Recipe, rows: np.ndarray) -> PatchEvidence:
+    """Patch evidence fitted on `rows`."""
+    model = PatchEvidence(data.fine, l2=recipe.l2, sharpness=recipe.sharpness)
+    count = len(data.defect)
+    every_view = np.concatenate([rows + view * count for view in range(recipe.views)])
+    return model.fit(data.channels, np.tile(data.defect, recipe.views), rows=every_view)
 
-    Args:
-        channels: (n, cells, 4 fine + coarse) float16 or float32, as the training graph gives them.
-        pooled: (n, d) float32, of which the first `taps_size` values come from the taps and the rest, if any, from the
-            embedding.
-        defect: (n,) bool.
-        folds: (fit, held out) index pairs that keep groups together; every image is held out once.
-        taps_size: see `pooled`.
-        fine: see `PatchEvidence`.
-    """
-    evidence = np.empty(len(defect))
+
+def pooled_model(data: Table, recipe: Recipe, rows: np.ndarray) -> Pipeline:
+    """The pooled regression fitted on `rows`."""
+    regression = LogisticRegression(C=recipe.strength, class_weight="balanced", max_iter=1000)
+    return make_pipeline(StandardScaler(), regression).fit(data.pooled[rows], data.defect[rows])
+
+
+def fit_parts(data: Table, recipe: Recipe, rows: np.ndarray) -> Fitted:
+    """Fit both parts on `rows`, whichever the recipe rests on: the location map comes from the evidence."""
+    evidence = evidence_model(data, recipe, rows)
+    weights, bias = _fold_scaler(pooled_model(data, recipe, rows))
+    return Fitted(evidence.weights_.astype(np.float32), evidence.bias_, weights.astype(np.float32), bias)
+
+
+def evidence_out_of_fold(data: Table, folds: Folds, recipe: Recipe) -> np.ndarray:
+    """Evidence (n,) of each image from a model that saw neither it nor its group; NaN where no fold holds it out."""
+    scores = np.full(len(data.defect), np.nan)
     for fit, held in folds:
-        evidence[held] = PatchEvidence(fine).fit(channels[fit], defect[fit]).decision_function(channels[held])
-    cut = _best_pooled(pooled[:, :taps_size], defect, folds, evidence)
-    chosen: dict[str, float | bool | str] = {"evidence_auroc": _auroc(defect, evidence), "taps_auroc": cut.auroc}
-    best, uses_embedding = cut, False
-    if pooled.shape[1] > taps_size:
-        whole = _best_pooled(pooled, defect, folds, evidence)
-        chosen["embedding_auroc"] = whole.auroc
-        if whole.auroc > cut.auroc + NOISE_AUROC:
-            best, uses_embedding = whole, True
-    chosen |= {"uses_embedding": uses_embedding, "pooled_strength": best.strength}
-    final = PatchEvidence(fine).fit(channels, defect)
-    used = pooled if uses_embedding else pooled[:, :taps_size]
-    weights, bias = _fold_scaler(_pooled(best.strength).fit(used, defect))
-    return Stacked(
-        evidence_weights=final.weights_.astype(np.float32),
-        evidence_bias=final.bias_,
-        pooled_weights=weights.astype(np.float32),
-        pooled_bias=bias,
-        calibration=best.calibration,
-        uses_embedding=uses_embedding,
-        out_of_fold=best.probabilities,
-        chosen=chosen,
-    )
+        scores[held] = evidence_model(data, recipe, fit).decision_function(data.channels, rows=held)
+    return scores
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Candidate:
-    strength: float
-    auroc: float
-    calibration: Calibration
-    probabilities: np.ndarray
+def pooled_out_of_fold(data: Table, folds: Folds, recipe: Recipe) -> np.ndarray:
+    """The pooled regression's score (n,) likewise."""
+    scores = np.full(len(data.defect), np.nan)
+    for fit, held in folds:
+        scores[held] = pooled_model(data, recipe, fit).decision_function(data.pooled[held])
+    return scores
 
 
-def _best_pooled(
-    pooled: np.ndarray, defect: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], evidence: np.ndarray
-) -> _Candidate:
-    """The strength whose pooled scores, joined with the evidence, rank best out of fold."""
-    candidates = []
-    for strength in POOLED_STRENGTHS:
-        score = np.empty(len(defect))
-        for fit, held in folds:
-            score[held] = _pooled(strength).fit(pooled[fit], defect[fit]).decision_function(pooled[held])
-        calibration = calibrate(evidence, score, defect)
-        logit = calibration.evidence_slope * evidence + calibration.pooled_slope * score + calibration.intercept
-        candidates.append(_Candidate(strength, _auroc(defect, logit), calibration, expit(logit)))
-    return max(candidates, key=lambda candidate: candidate.auroc)
+def at_rows(folds: Folds, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds of `rows` as folds of the whole table."""
+    return [(rows[fit], rows[held]) for fit, held in folds]
 
 
-def calibrate(evidence: np.ndarray, score: np.ndarray, defect: np.ndarray) -> Calibration:
-    """Join two out-of-fold scores into a probability; slopes are never negative, so no part can argue backwards.
+def out_of_fold(data: Table, folds: Folds, recipe: Recipe) -> Scores:
+    """Both parts' scores, out of fold, likewise."""
+    return Scores(evidence_out_of_fold(data, folds, recipe), pooled_out_of_fold(data, folds, recipe))
 
-    Lightly regularised on standardized scores: on a set without a single mistake the slopes would have no bound, and
-    the probabilities would claim a certainty that no data supports.
+
+def calibrate(evidence: np.ndarray, score: np.ndarray, defect: np.ndarray, parts: Parts = "both") -> Calibration:
+    """Turn out-of-fold scores into a probability (Platt 1999), two of them by stacking (Wolpert 1992).
+
+    Slopes are never negative, so no part can argue backwards, and zero for a part that is not asked. Lightly
+    regularised on standardized scores: on a set without a single mistake the slopes would have no bound, and the
+    probabilities would claim a certainty that no data supports.
     """
     columns = np.column_stack([evidence, score])
     deviation = columns.std(0) + _FLOOR
     mean = columns.mean(0)
     z = (columns - mean) / deviation
+    asked = {"evidence": [0], "pooled": [1], "both": [0, 1]}[parts]
+    model = LogisticRegression(C=1.0).fit(z[:, asked], defect)
+    if (model.coef_[0] < 0).any():
+        asked = [asked[int(np.argmax(model.coef_[0]))]]
+        model = LogisticRegression(C=1.0).fit(z[:, asked], defect)
     slopes = np.zeros(2)
-    model = LogisticRegression(C=1.0).fit(z, defect)
-    if (model.coef_[0] >= 0).all():
-        slopes[:] = model.coef_[0]
-    else:
-        keep = int(np.argmax(model.coef_[0]))
-        model = LogisticRegression(C=1.0).fit(z[:, [keep]], defect)
-        slopes[keep] = max(float(model.coef_[0, 0]), 0.0)
+    slopes[asked] = np.maximum(model.coef_[0], 0.0)
     raw = slopes / deviation
     return Calibration(float(raw[0]), float(raw[1]), float(model.intercept_[0] - raw @ mean))
 
 
-def _pooled(strength: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=1000))
+def logit(calibration: Calibration, scores: Scores) -> np.ndarray:
+    """(m,) log odds of a defect."""
+    joined: np.ndarray = (
+        calibration.evidence_slope * scores.evidence + calibration.pooled_slope * scores.pooled + calibration.intercept
+    )
+    return joined
+
+
+def probability(calibration: Calibration, scores: Scores) -> np.ndarray:
+    """(m,) calibrated probability of a defect."""
+    values: np.ndarray = expit(logit(calibration, scores))
+    return values
 
 
 def _fold_scaler(pipeline: Pipeline) -> tuple[np.ndarray, float]:
@@ -155,7 +208,3 @@ def _fold_scaler(pipeline: Pipeline) -> tuple[np.ndarray, float]:
     scaler, model = pipeline[0], pipeline[-1]
     weights = model.coef_[0] / scaler.scale_
     return weights, float(model.intercept_[0] - weights @ scaler.mean_)
-
-
-def _auroc(defect: np.ndarray, score: np.ndarray) -> float:
-    return float(roc_auc_score(defect, score))

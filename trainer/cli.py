@@ -15,7 +15,7 @@ from engine.specs import Region
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trainer.train import Step
+    from trainer.progress import Step
 
 _TRAIN_EXAMPLE = """\b
 Example:
@@ -31,7 +31,19 @@ Example:
 @click.option("--fail-class", help="Which of the two classes is the defect, where the names do not say it.")
 @click.option("--groups", type=click.Path(path_type=Path), help="CSV with columns file,label,group (lot, board, ...).")
 @click.option(
-    "--size", help="Input of the network as WIDTHxHEIGHT in pixels, multiples of 32; by default from the images."
+    "--size", help="Input of the network as WIDTHxHEIGHT in pixels, multiples of 32; by default chosen among a few."
+)
+@click.option(
+    "--tile",
+    help="Cut the input into tiles of WIDTHxHEIGHT, which makes large scenes faster. Without --size the images' own "
+    "size is taken. A --size above 640 px is cut by itself; a --tile of the same size keeps it whole.",
+)
+@click.option("--backbone", help="Pretrained network: efficientnet-lite0 (the default), -lite1 or -lite2.")
+@click.option("--taps", help="Blocks of the network to look at, for example 2,4,7,10; by default where it may be cut.")
+@click.option(
+    "--featurizer-of",
+    metavar="BUNDLE",
+    help="One more head for the featurizer of BUNDLE, with its input size and region: both can be served side by side.",
 )
 @click.option("--roi", help="Region of interest as fractions left,top,right,bottom of the image, cut before resizing.")
 @click.option(
@@ -60,6 +72,10 @@ def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
         fail_class=options["fail_class"],
         groups=options["groups"],
         size_px=parse_size(options["size"]) if options["size"] else None,
+        tile_px=parse_size(options["tile"], "tile") if options["tile"] else None,
+        backbone=options["backbone"],
+        taps=parse_taps(options["taps"]) if options["taps"] else None,
+        featurizer_of=options["featurizer_of"],
         region=Region.parse(options["roi"]) if options["roi"] else Region(),
         seed=options["seed"],
         defect_rate=options["defect_rate"],
@@ -92,7 +108,7 @@ def fetch(name: str, out: Path, base_url: str | None) -> None:
 
     click.echo(find_set(name).notice)
     with progress_bar() as progress:
-        from trainer.train import Step  # noqa: PLC0415
+        from trainer.progress import Step  # noqa: PLC0415
 
         fetch_set(name, out, base_url=base_url, progress=lambda done, total: progress(Step("fetch", done, total)))
     click.echo(f"fetched into {out}; train on it with: framegate train {out} --out bundles/{name}")
@@ -118,14 +134,23 @@ def render(out: Path, **options: Any) -> None:
     click.echo(f"rendered {len(images)} images into {out}")
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, what: str = "size") -> tuple[int, int]:
     """(width, height) in pixels of `WIDTHxHEIGHT`. Raises InputError on anything else."""
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError as error:
-        msg = f"size {text!r} is not two numbers: expected WIDTHxHEIGHT in pixels, for example 320x224"
+        msg = f"{what} {text!r} is not two numbers: expected WIDTHxHEIGHT in pixels, for example 320x224"
         raise InputError(msg) from error
     return width, height
+
+
+def parse_taps(text: str) -> tuple[int, ...]:
+    """Block numbers of `2,4,7,10`. Raises InputError on anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        msg = f"taps {text!r} are not block numbers: expected whole numbers with commas, for example 2,4,7,10"
+        raise InputError(msg) from error
 
 
 @contextmanager
@@ -148,14 +173,21 @@ def progress_bar() -> Iterator[Callable[[Step], None]]:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    held = summary["held_out"]
+    held, validated = summary["held_out"], summary["cross_validated"]
     low, high = summary["review_band"]
     click.echo(f"bundle   {summary['bundle']}  (name {summary['name']}, digest {summary['digest'][:12]})")
     click.echo(f"classes  pass {summary['classes']['pass']!r}, fail {summary['classes']['fail']!r}")
     click.echo(
-        f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px, defect rate {summary['defect_rate']:.3f}"
+        f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px{_tiles(summary)}, "
+        f"defect rate {summary['defect_rate']:.3f}"
     )
+    _print_chosen(summary["chosen"])
     click.echo(f"decides  fail from {summary['threshold']:.3f}, review from {low:.3f} to {high:.3f}")
+    click.echo(
+        f"all      {validated['folds']}-fold by group: AUROC {validated['auroc']:.4f} "
+        f"(mean of folds {_figure(validated['auroc_mean_of_folds'])}; pooled regression alone "
+        f"{validated['auroc_pooled_regression']:.4f})"
+    )
     click.echo(
         f"held out {held['images']} images, {held['defects']} defects: AUROC {held['auroc']:.4f}, "
         f"defects not passed {held['recall']:.3f}, good parts failed {held['false_reject_rate']:.3f}"
@@ -166,3 +198,38 @@ def _print_summary(summary: dict[str, Any]) -> None:
         name, why = summary["skipped"][0]
         click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
     click.echo(f"took     {summary['seconds']:.1f} s")
+
+
+def _print_chosen(chosen: dict[str, Any]) -> None:
+    """One line for what was taken, then what else was tried: its cost, its AUROC and how far below the best."""
+    click.echo(
+        f"chosen   {chosen['backbone']}, taps {_taps(chosen)}, decides by {chosen['parts']}; "
+        f"l2 {chosen['l2']}, sharpness {chosen['sharpness']}, pooled strength {chosen['pooled_strength']}"
+    )
+    if chosen["candidates"]:
+        click.echo(f"         tried on {chosen['images']} images, out of fold, the cheapest first:")
+        click.echo("           input px  taps                  decides by  M macs   AUROC  below best")
+    for row in chosen["candidates"]:
+        size = "x".join(str(side) for side in row["input_px"])
+        click.echo(
+            f"         {'>' if row['chosen'] else ' '} {size:>8}  {_taps(row):<20}  {row['parts']:<10}"
+            f"  {row['million_macs']:6.0f}  {row['auroc']:.4f}  {row['below_best']:.4f} +- {row['standard_error']:.4f}"
+        )
+    for row in chosen["not_tried"]:
+        size = " ".join(("x".join(str(side) for side in row["input_px"]), "px") if "input_px" in row else ("others",))
+        click.echo(f"         {size} not tried: {row['why']}")
+
+
+def _tiles(summary: dict[str, Any]) -> str:
+    if summary["tile_px"] is None:
+        return ""
+    (width, height), (across, down) = summary["input_px"], summary["tile_px"]
+    return f" in {width // across * (height // down)} tiles of {across} x {down} px"
+
+
+def _taps(row: dict[str, Any]) -> str:
+    return ",".join(str(tap) for tap in row["taps"]) + (" + embedding" if row["embedding"] else "")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.backbone import SUBLOCATIONS, FeaturizerSpec, build_training_graph, cell_size, grid
+from engine.backbone import FeaturizerSpec, build_training_graph, grid
 from engine.backend_onnx import OneImageStreams
 from engine.errors import FrameError, InputError
 from engine.familiarity import pixel_statistics
+from engine.featurizer import SUBLOCATIONS
 from engine.preprocess import preprocess
+from engine.tiles import join_pooled, split
 from trainer.errors import MemberError
+from trainer.turns import turned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from engine.specs import ImageSpec
 
 BATCH = 32
+"""Images that are decoded together; the graph runs on about as many at once, or on as many tiles."""
+
 FLOAT32_BYTES = 3 << 29
 LIMIT_BYTES = 8 << 30
 
@@ -63,15 +68,18 @@ def extract(
     image: ImageSpec,
     featurizer: FeaturizerSpec,
     *,
+    turn: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> FeatureSet:
     """Read, decode and featurize; `progress` is called with the number of samples done since the last call.
+
+    `turn` is the view that the network sees, see `trainer.turns`; 0 is the image as it was taken.
 
     Raises:
         InputError: the features would take more memory than 8 GiB.
     """
     rows, columns = grid(image)
-    shape = (len(names), rows * columns // SUBLOCATIONS, cell_size(featurizer))
+    shape = (len(names), rows * columns // SUBLOCATIONS, featurizer.cell_size)
     pooled = np.empty((len(names), featurizer.pooled_size), np.float32)
     channels = _allocate(shape)
     kept: list[int] = []
@@ -88,7 +96,7 @@ def extract(
         except FrameError as error:
             return index, "", str(error)
 
-    graph = OneImageStreams(build_training_graph(featurizer, image))
+    graph = OneImageStreams(build_training_graph(featurizer, image.graph_input))
     try:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for start in range(0, len(names), BATCH):
@@ -99,7 +107,7 @@ def extract(
                 if good:
                     place = slice(len(kept), len(kept) + len(good))
                     batch = np.stack([pixel for _, _, pixel in good])
-                    pooled[place], channels[place] = graph.run(["pooled", "channels"], batch)
+                    _featurize(graph, turned(batch, turn), (image, featurizer), pooled[place], channels[place])
                     pixels += [pixel_statistics(pixel) for pixel in batch]
                     kept += [index for index, _, _ in good]
                     digests += [digest for _, digest, _ in good]
@@ -110,6 +118,24 @@ def extract(
     return FeatureSet(
         np.array(kept, np.int64), pooled[:n], channels[:n], np.array(pixels), tuple(digests), tuple(skipped)
     )
+
+
+def _featurize(
+    graph: OneImageStreams,
+    images: np.ndarray,
+    spec: tuple[ImageSpec, FeaturizerSpec],
+    pooled: np.ndarray,
+    channels: np.ndarray,
+) -> None:
+    """Fill pooled (n, d) and channels (n, cells, row) of n images; an image's cells are those of its tiles in turn."""
+    image, featurizer = spec
+    rows, columns = image.tiles
+    step = -(-BATCH // (rows * columns))
+    for begin in range(0, len(images), step):
+        part = slice(begin, begin + step)
+        tile_pooled, tile_channels = graph.run(["pooled", "channels"], split(images[part], image))
+        pooled[part] = join_pooled(tile_pooled, image, featurizer)
+        channels[part] = tile_channels.reshape(-1, *channels.shape[1:])
 
 
 def _read(read: Callable[[str], bytes], name: str) -> bytes | MemberError:

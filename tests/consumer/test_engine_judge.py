@@ -163,9 +163,9 @@ def test_batches_too_large_for_an_engine_are_refused_at_the_start(plant: Path) -
         big.load()
 
 
-def test_a_head_that_does_not_fit_its_featurizer_is_refused(tmp_path: Path) -> None:
+def test_a_head_that_cannot_judge_what_its_featurizer_gives_is_refused(tmp_path: Path) -> None:
     head = small_head(4)
-    crooked = replace(head, pooled_weights=head.pooled_weights[:-1])
+    crooked = replace(head, features=replace(head.features, mean=head.features.mean[:-1]))
     write_bundle(tmp_path / "crooked", small_bundle(head=crooked, with_reference=False))
     with pytest.raises(BundleError, match="has a head that cannot judge an image"):
         loader(bundle=str(tmp_path / "crooked")).load()
@@ -303,7 +303,8 @@ def test_a_shadow_that_fails_costs_no_verdict(plant: Path, told: Told) -> None:
         judge.shadow = told.shadow()
         for seat in judge.lineup.seats.values():
             assert isinstance(seat.shadow, Seat)
-            broken = replace(seat.shadow.head, pooled_weights=seat.shadow.head.pooled_weights[1:])
+            limits = seat.shadow.head.features
+            broken = replace(seat.shadow.head, features=replace(limits, mean=limits.mean[1:]))
             object.__setattr__(seat.shadow, "head", broken)
         expected = Alone().predictions(plant / "one", payloads)
         assert judge_frames(judge, ["a"] * 4, payloads).predictions == tuple(expected)

@@ -442,6 +442,21 @@ def test_a_publication_given_up_is_judged_again_and_nothing_behind_it_is_recorde
     assert [verdict.verdict_id for verdict in sink.verdicts] == ["0/0", "0/1", "0/2"], "each once"
 
 
+def test_a_frame_that_comes_again_without_an_assignment_is_never_answered_twice() -> None:
+    bench = Bench(transactional=True)
+    bench.put(20, 21)
+    bench.fetch()
+    bench.decode()
+    bench.score()
+    bench.source._next[P0] = 0  # as a client does whose broker has lost the end of its log
+    again = bench.source.poll(0, 10)
+    assert [frame.position.offset for frame in again.frames] == [0, 1]
+    with pytest.raises(BrokerError, match="offset 0 came again"):
+        bench.flow.take_in(again)
+    bench.settle()
+    assert bench.offsets() == [0, 1], "what was under way is stored or not, as ever"
+
+
 def test_what_was_given_up_because_its_partition_went_needs_no_rewind() -> None:
     bench = Bench(transactional=True)
     bench.put(20)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from engine.bundle import Bundle, open_bundle, write_bundle
-from engine.errors import BundleError
+from engine.bundle import Bundle, _canonical_sha256, open_bundle, write_bundle
+from engine.errors import BundleError, InputError
 from engine.prediction import OperatingPoint
 from tests.bundles import small_bundle, small_head
 
@@ -165,3 +165,29 @@ def test_nothing_in_a_bundle_is_a_pickle(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="allow_pickle"):
         write_bundle(tmp_path / "parts", replace(bundle, head=evil))
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("featurizer", "told"),
+    [
+        ({"backbone": "efficientnet-lite0", "taps": [2, 4, 99], "embedding": False}, r"taps \[2, 4, 99\] do not fit"),
+        ({"backbone": "resnet50", "taps": [2], "embedding": False}, "'resnet50' is not known"),
+        (
+            {"backbone": "efficientnet-lite0", "taps": [2, 4], "embedding": False},
+            r"float32 \{'evidence_weights': \(64,",
+        ),
+    ],
+)
+def test_a_bundle_whose_taps_do_not_exist_is_refused(tmp_path: Path, featurizer: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        write_bundle(tmp_path / "parts", replace(small_bundle(), featurizer=featurizer))
+    assert not (tmp_path / "parts").exists()
+    write_bundle(tmp_path / "parts", small_bundle())
+    path = tmp_path / "parts" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["decides"]["featurizer"] |= featurizer
+    manifest["digest"] = _canonical_sha256(manifest["decides"])
+    del manifest["manifest_sha256"]
+    path.write_text(json.dumps({**manifest, "manifest_sha256": _canonical_sha256(manifest)}))
+    with pytest.raises(BundleError, match=told):
+        open_bundle(tmp_path / "parts")

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.errors import HeadError
 from engine.familiarity import pixel_statistics, unfamiliar
 from engine.heads import decide, sigmoid, stack
 from engine.prediction import OperatingPoint
-from tests.bundles import pictures, small_head
+from tests.bundles import FEATURIZER, pictures, small_head
 
 BAND = OperatingPoint(0.5, (0.3, 0.6))
 NO_BAND = OperatingPoint(0.5, (0.5, 0.5))
@@ -103,3 +104,22 @@ def test_heads_stack_into_columns() -> None:
     assert weights.flags.c_contiguous
     np.testing.assert_array_equal(weights[:, 1], two.evidence_weights)
     np.testing.assert_array_equal(biases, np.array([0.25, 0.75], np.float32))
+
+
+def test_a_head_of_another_featurizer_is_refused_with_both_digests() -> None:
+    head = small_head()
+    head.check_fits(head.featurizer, channels=FEATURIZER.channels, pooled_size=FEATURIZER.pooled_size)
+    stranger = replace(head, name="other", featurizer="5" * 64)
+    with pytest.raises(
+        HeadError, match=rf"'other' was fitted on featurizer {'5' * 64}: expected {head.featurizer}.*--feat"
+    ):
+        stranger.check_fits(head.featurizer, channels=FEATURIZER.channels, pooled_size=FEATURIZER.pooled_size)
+    with pytest.raises(HeadError, match=f"{'5' * 64}: expected {head.featurizer}"):
+        stack([head, stranger])
+
+
+@pytest.mark.parametrize(("channels", "pooled_size"), [(255, 768), (256, 769)])
+def test_a_head_that_does_not_fit_the_taps_is_refused(channels: int, pooled_size: int) -> None:
+    head = small_head()
+    with pytest.raises(HeadError, match="expected float32"):
+        head.check_fits(head.featurizer, channels=channels, pooled_size=pooled_size)

@@ -7,10 +7,11 @@ to make `consumer.transactions` simpler.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.future import Future
 from kafka.structs import ConsumerGroupMetadata
@@ -316,6 +317,71 @@ def test_a_rewind_leaves_a_partition_alone_whose_transaction_is_under_way(line: 
     assert line.reading.poll().frames == ()
     assert line.reading.offsets(1) == list(range(10)), "the gap"
     assert line.reading.offsets(0) == [], "these are answered: read again, they would be answered twice"
+
+
+def test_a_claim_is_not_broken_while_a_transaction_under_it_is_under_way(line: Line) -> None:
+    """The second publication spans both partitions and is given up for the other one's sake."""
+    sink = line.sink()
+    line.reading.until_frames(20)
+    line.claim(1).broken = True
+    producer = sink._producer
+    assert producer is not None
+    manager = producer._transaction_manager
+    real, looked = manager.send_offsets_to_transaction, []
+
+    def look_first(*arguments: Any) -> Any:
+        looked.append((line.claim(0).broken, second.done))
+        return real(*arguments)
+
+    manager.send_offsets_to_transaction = look_first
+    with sink._changed:  # so that both are taken together
+        first = sink.publish([verdict(0), verdict(1)], line.progress(2))
+        second = sink.publish([verdict(2), verdict(9)], line.progress(3) | line.progress(1, partition=1))
+        third = sink.publish([verdict(3)], line.progress(4))
+    assert settled(first) is None
+    assert looked == [(False, False)], "or it would be read again from before this transaction"
+    assert isinstance(settled(second), GivenUpError)
+    assert isinstance(settled(third), GivenUpError), "nothing passes over the gap"
+    line.reading.frames.clear()
+    assert line.source.rewind(10.0)
+    line.reading.until_frames(18)
+    assert line.reading.offsets(0) == list(range(2, 10))
+    assert line.visible() == ["a0000", "a0001"]
+
+
+def test_a_start_waits_for_a_coordinator_that_is_moving(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = KafkaProducer.init_transactions, iter([KafkaTimeoutError("loading"), KafkaTimeoutError("loading")])
+
+    def load_first(producer: KafkaProducer) -> None:
+        for refusal in refusals:
+            raise refusal
+        real(producer)
+
+    monkeypatch.setattr(KafkaProducer, "init_transactions", load_first)
+    assert settled(line.sink().publish([verdict(0)], line.progress(1))) is None
+
+
+def test_a_consumer_whose_clock_is_wrong_is_heard_all_the_same(line: Line) -> None:
+    """Kafka refuses what its sender stamps an hour ahead, and deletes what it stamps as old."""
+    sink = line.sink()
+    for offset, clock_s in enumerate((time.time() + 30 * 86_400.0, time.time() - 30 * 86_400.0)):
+        said = replace(verdict(offset), decided_at_s=clock_s)
+        assert settled(sink.publish([said], line.progress(offset + 1))) is None
+    assert line.visible() == ["a0000", "a0001"]
+
+
+def test_a_topic_that_refuses_the_time_of_a_verdict_ends_the_consumer_with_the_cure(line: Line, unique: str) -> None:
+    """On a topic that somebody made otherwise; trying on, at full speed, would help nobody."""
+    line.verdicts = f"stamped-by-us-{unique}"
+    with KafkaAdminClient(bootstrap_servers=line.connection.bootstrap_servers) as admin:
+        admin.create_topics({line.verdicts: {"num_partitions": 2, "replication_factor": 1}})
+        admin.wait_for_topics([line.verdicts])
+    ahead = replace(verdict(0), decided_at_s=time.time() + 7_200.0)
+    error = settled(line.sink().publish([ahead], line.progress(1)))
+    assert isinstance(error, BrokerError)
+    assert not isinstance(error, GivenUpError)
+    assert "clock" in str(error)
+    assert "LogAppendTime" in str(error)
 
 
 def test_a_consumer_that_the_group_has_excluded_publishes_nothing(line: Line) -> None:

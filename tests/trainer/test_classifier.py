@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,10 +12,13 @@ from scipy.special import expit
 
 from engine.errors import InputError
 from engine.heads import Calibration, decide
-from trainer.classifier import calibrate, fit_stacked
+from trainer.classifier import Scores, calibrate
 from trainer.limits import feature_limits, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
 from trainer.split import grouped_folds
+
+if TYPE_CHECKING:
+    from trainer.classifier import Parts
 
 
 def scores(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,26 +55,15 @@ def test_a_perfect_score_does_not_claim_certainty() -> None:
     assert 0.0001 < p[~defect].max() < 0.1
 
 
-def spots(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """channels (n, 4, 12), pooled (n, 10 of taps + 4 of the embedding), defect: only the embedding knows it."""
-    rng = np.random.default_rng(seed)
-    defect = np.arange(count) % 2 == 1
-    pooled = rng.normal(size=(count, 14)).astype(np.float32)
-    pooled[:, 12] += 4 * defect
-    return rng.normal(size=(count, 4, 12)).astype(np.float32), pooled, defect
-
-
-def test_embedding_is_used_only_where_it_helps() -> None:
-    channels, pooled, defect = spots(120, 3)
-    folds = grouped_folds(defect, np.arange(120), folds=3, seed=0)
-    with_it = fit_stacked(channels, pooled, defect, folds, taps_size=10, fine=2)
-    assert with_it.uses_embedding
-    assert with_it.pooled_weights.shape == (14,)
-    pooled[:, 2] += 6 * defect  # now the taps know it as well
-    without = fit_stacked(channels, pooled, defect, folds, taps_size=10, fine=2)
-    assert not without.uses_embedding
-    assert without.pooled_weights.shape == (10,)
-    assert without.out_of_fold.shape == (120,)
+@pytest.mark.parametrize("parts", ["evidence", "pooled"])
+def test_a_part_that_is_not_asked_has_no_say(parts: Parts) -> None:
+    evidence, score, defect = scores(500, 5)
+    c = calibrate(evidence, score, defect, parts)
+    slopes = {"evidence": c.evidence_slope, "pooled": c.pooled_slope}
+    assert slopes.pop(parts) > 0
+    assert set(slopes.values()) == {0}
+    ranked = Scores(evidence, score).of(parts, defect)
+    np.testing.assert_array_equal(np.argsort(ranked), np.argsort(evidence if parts == "evidence" else score))
 
 
 @pytest.mark.parametrize(

