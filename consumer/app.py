@@ -86,7 +86,14 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
     if workers > 1:
         run_workers(settings, workers)
         return
-    loader = Loader(
+    loader = loader_of(settings)
+    with EngineJudge(loader.load()) as judge:
+        serve(settings, judge, beside=partial(_attend, settings, loader, judge), instruments=instruments)
+
+
+def loader_of(settings: Settings) -> Loader:
+    """What loads the bundles that these settings name, onto the backend that they name."""
+    return Loader(
         partial(open_for, name=settings.backend, tensorrt=settings.tensorrt),
         bundle=settings.bundle,
         routing=settings.routing,
@@ -95,8 +102,6 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
         # A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
         must_agree=settings.backend in {"auto", *INT8_BACKENDS},
     )
-    with EngineJudge(loader.load()) as judge:
-        serve(settings, judge, beside=partial(_attend, settings, loader, judge), instruments=instruments)
 
 
 @contextmanager

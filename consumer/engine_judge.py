@@ -11,11 +11,11 @@ import numpy as np
 
 from consumer.lanes import CLOSE_S
 from consumer.shadow import Shown
-from engine.prediction import Prediction, ScoredBatch
+from engine.prediction import ScoredBatch
 from engine.preprocess import preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from consumer.lineup import Lineup, Seat
     from consumer.ports import Decoded, Route
     from consumer.shadow import Shadow
+    from engine.backend import Features
     from engine.heads import Head
+    from engine.prediction import Prediction
 
 log = logging.getLogger(__name__)
 
@@ -118,31 +120,44 @@ def _score(frames: Sequence[Decoded], *, shadowed: bool) -> tuple[ScoredBatch, l
     inference_ms = classify_ms = 0.0
     for lane, places in _groups(frames, shadowed=shadowed):
         began_s = time.perf_counter()
-        images = np.stack([frames[place].image for place in places])  # (n, h, w, 3) uint8
-        seats = [cast("Seat", frames[place].route) for place in places]
-        columns = _columns(seats, shadowed=shadowed)
-        order = {key: column for column, key in enumerate(columns)}
-        features = lane.infer(images, list(columns.values()))
+        together = [frames[place] for place in places]
+        images = np.stack([frame.image for frame in together])  # (n, h, w, 3) uint8
+        heads = _columns([_seat(frame) for frame in together], shadowed=shadowed)
+        features = lane.infer(images, list(heads.values()))
         inferred_s = time.perf_counter()
-        for row, (place, seat) in enumerate(zip(places, seats, strict=True)):
-            evidence = features.evidence[row : row + 1, order[seat.model.digest]]
+        columns = {digest: column for column, digest in enumerate(heads)}
+        for row, (place, frame) in enumerate(zip(places, together, strict=True)):
+            seat = _seat(frame)
+            evidence = features.evidence[row : row + 1, columns[seat.model.digest]]
             pooled = features.pooled[row : row + 1]
             (predictions[place],) = seat.head.predict(images[row : row + 1], evidence, pooled)
             if shadowed and seat.shadow is not None:
-                beside = features.evidence[row, order[seat.shadow.model.digest]] if seat.shadow_is_beside else None
-                shown.append(
-                    Shown(
-                        frames[place].station,
-                        predictions[place].decision,
-                        seat.shadow,
-                        frames[place].image if seat.shadow_takes_image else None,
-                        frames[place].payload,
-                        None if beside is None else (float(beside), pooled[0]),
-                    )
-                )
+                shown.append(_shown(frame, seat, seat.shadow, predictions[place], features, row, columns))
         inference_ms += (inferred_s - began_s) * 1e3
         classify_ms += (time.perf_counter() - inferred_s) * 1e3
     return ScoredBatch(tuple(predictions[place] for place in range(len(frames))), inference_ms, classify_ms), shown
+
+
+def _shown(
+    frame: Decoded,
+    seat: Seat,
+    shadow: Seat,
+    prediction: Prediction,
+    features: Features,
+    row: int,
+    columns: Mapping[str, int],
+) -> Shown:
+    """What the candidate is to be shown of one frame; where it was beside, its numbers with it."""
+    numbers = None
+    if seat.shadow_is_beside:
+        numbers = float(features.evidence[row, columns[shadow.model.digest]]), features.pooled[row]
+    image = frame.image if seat.shadow_takes_image else None
+    return Shown(frame.station, prediction.decision, shadow, image, frame.payload, numbers)
+
+
+def _seat(frame: Decoded) -> Seat:
+    """A frame's route, which this judge gave."""
+    return cast("Seat", frame.route)
 
 
 def _groups(frames: Sequence[Decoded], *, shadowed: bool) -> list[tuple[Lane, list[int]]]:
@@ -151,7 +166,7 @@ def _groups(frames: Sequence[Decoded], *, shadowed: bool) -> list[tuple[Lane, li
     last: dict[Lane, int] = {}
     heads: dict[Lane, set[str]] = {}
     for place, frame in enumerate(frames):
-        seat = cast("Seat", frame.route)
+        seat = _seat(frame)
         wanted = set(_columns([seat], shadowed=shadowed))
         together = heads.get(seat.lane, set()) | wanted
         if seat.lane not in last or len(together) > seat.lane.most_heads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,14 +107,22 @@ class Lane:
                 raise WorkError(msg)
             return self._backend.infer(images, weights, biases)
 
-    def warm(self, largest: int) -> None:
-        """Compute once in every size of batch up to `largest` that was not computed yet."""
+    def warm(self, largest: int, *, gently: bool = False) -> None:
+        """Compute once in every size of batch up to `largest` that was not computed yet.
+
+        Args:
+            largest: images in the largest batch.
+            gently: rest after each for as long as it took: another lane judges meanwhile, perhaps on the same cores.
+        """
         channels = self._backend.inputs[1].shape[0] or 0
         weights, biases = np.zeros((channels, 1), np.float32), np.zeros(1, np.float32)
         sides = tuple(side or 0 for side in self.image_shape)
         for size in range(self._warm_to + 1, largest + 1):
+            began_s = time.monotonic()
             self._infer(np.zeros((size, *sides), np.uint8), weights, biases)
             self._warm_to = size
+            if gently:
+                time.sleep(time.monotonic() - began_s)
 
     def try_head(self, bundle: Bundle) -> None:
         """See that a bundle's head fits, on one image of noise: all that a head has is looked at, unlike with a blank.
@@ -126,6 +135,7 @@ class Lane:
         try:
             features = self.infer(image, [bundle.head])
             bundle.head.predict(image, features.evidence[:, 0], features.pooled)
+            bundle.head.features.distance(features.pooled[0])  # not asked for where the pixels are found wanting
         except (FramegateError, ValueError) as error:  # numpy's own for arrays that do not fit each other
             msg = f"bundle {bundle.name!r} has a head that cannot judge an image ({error}); train it again"
             raise BundleError(msg) from error

@@ -105,10 +105,10 @@ class Lineup:
             (rule, seat.model, None if seat.shadow is None else seat.shadow.model) for rule, seat in self.seats.items()
         ]
 
-    def warm(self, largest: int) -> None:
-        """Compute once in every size of batch, on every lane that has not."""
+    def warm(self, largest: int, *, gently: bool = False) -> None:
+        """Compute once in every size of batch, on every lane that has not. As `Lane.warm`."""
         for lane in self.lanes:
-            lane.warm(largest)
+            lane.warm(largest, gently=gently)
 
     def close(self) -> None:
         """Need the lanes no more."""

@@ -127,7 +127,7 @@ class Reloader:
         try:
             lineup = self._loader.load(before, look)
             try:
-                lineup.warm(self._largest)
+                lineup.warm(self._largest, gently=True)
             except BaseException:
                 lineup.close()
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ class TiledBackend:
         self.profile = BatchProfile(1, max(1, inner.profile.best // tiles), max(1, inner.profile.largest // tiles))
         # Not of the contract, but told by those that have them.
         self.streams: int | None = getattr(inner, "streams", None)
+        self.most_heads: float = getattr(inner, "most_heads", math.inf)
         self.device_memory_bytes: Callable[[], int] | None = getattr(inner, "device_memory_bytes", None)
         self._inner, self._image, self._featurizer = inner, image, featurizer
         self._slots = Slots()

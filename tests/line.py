@@ -61,11 +61,12 @@ class Line:
     def dead(self) -> str:
         return f"dead-{self.unique}"
 
-    def consumer(self, bundle: Path, *options: str, name: str = "consumer") -> Child:
-        """Start `framegate run` and wait until it is ready."""
+    def consumer(self, bundle: Path | None, *options: str, name: str = "consumer") -> Child:
+        """Start `framegate run` and wait until it is ready; None: the options say which bundles."""
         self.port = free_port()
         topics = ["--frames-topic", self.frames, "--verdicts-topic", self.verdicts, "--dead-topic", self.dead]
-        basics = ["--bundle", str(bundle), "--bootstrap-servers", self.bootstrap_servers, "--group", self.unique]
+        which = [] if bundle is None else ["--bundle", str(bundle)]
+        basics = [*which, "--bootstrap-servers", self.bootstrap_servers, "--group", self.unique]
         child = self.children.start(name, ["run", *basics, *topics, "--http-port", str(self.port), *options])
         deadline_s = time.monotonic() + READY_S
         while not self._ready():

@@ -15,6 +15,7 @@ from consumer.lineup import Loader
 from engine.backbone import build_serving_graph
 from engine.backend import open_backend
 from engine.bundle import open_bundle, write_bundle
+from engine.choice import open_for
 from engine.heads import Calibration
 from engine.scorer import Scorer
 from engine.specs import ImageSpec
@@ -91,7 +92,7 @@ class Alone:
         bundle = open_bundle(place)
         missing = [payload for payload in dict.fromkeys(payloads) if (bundle.digest, payload) not in self._known]
         if missing:
-            with Scorer(bundle, open_backend(self._backend, bundle.graph)) as scorer:
+            with Scorer(bundle, open_for(bundle, self._backend)) as scorer:
                 for payload in missing:
                     (answer,) = scorer.score(np.stack([scorer.decode(payload)])).predictions
                     self._known[bundle.digest, payload] = answer
@@ -111,7 +112,7 @@ class Backends:
 
     def __call__(self, bundle: Bundle) -> Backend:
         self.opened.append(bundle.name)
-        return open_backend(self.name, bundle.graph)
+        return open_for(bundle, self.name)
 
 
 def loader(backends: Backends | None = None, **where: object) -> Loader:

@@ -17,6 +17,7 @@ from consumer.ports import Decoded
 from consumer.shadow import Shadow
 from engine.bundle import open_bundle, write_bundle
 from engine.errors import BundleError, FrameError
+from engine.specs import ImageSpec
 from tests.bundles import small_bundle, small_head
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
 
@@ -80,6 +81,22 @@ def test_each_station_gets_exactly_what_its_bundle_alone_gives(plant: Path, back
             assert list(got.predictions) == [expected[i] for i in places], "to the last bit"
     assert backends.opened == ["seed-1", "seed-3"], "one engine for both heads of one featurizer"
     assert len({p.defect_probability for p in expected}) == 8, "or an exchange would not be seen"
+
+
+def test_one_featurizer_on_images_of_two_sizes_has_two_engines(plant: Path) -> None:
+    one = bundle_of(1)
+    put(plant / "wide", replace(one, name="tiled", image=ImageSpec(128, 64, tile_px=(64, 64))))
+    assert open_bundle(plant / "wide").head.featurizer == open_bundle(plant / "one").head.featurizer
+    payloads = jpegs(4)
+    stations = ["one", "wide", "wide", "two-a"]
+    expected = [
+        Alone().predictions(plant / re.sub("-.*", "", station), [payload])[0]
+        for station, payload in zip(stations, payloads, strict=True)
+    ]
+    backends = Backends()
+    with EngineJudge(loader(backends, routing=plant / "routes.toml").load()) as judge:
+        assert list(judge_frames(judge, stations, payloads).predictions) == expected
+    assert backends.opened == ["seed-1", "tiled"]
 
 
 def test_the_route_names_the_model_that_judges(plant: Path) -> None:
@@ -163,7 +180,7 @@ def test_batches_too_large_for_an_engine_are_refused_at_the_start(plant: Path) -
         big.load()
 
 
-def test_a_head_that_does_not_fit_its_featurizer_is_refused(tmp_path: Path) -> None:
+def test_a_head_that_cannot_judge_what_its_featurizer_gives_is_refused(tmp_path: Path) -> None:
     head = small_head(4)
     crooked = replace(head, features=replace(head.features, mean=head.features.mean[:-1]))
     write_bundle(tmp_path / "crooked", small_bundle(head=crooked, with_reference=False))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,13 +29,13 @@ from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from consumer.lineup import Loader
     from engine.backend import Backend
     from engine.bundle import Bundle
 
 PATIENCE_S = 60.0
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -364,3 +367,61 @@ def test_a_bad_bundle_under_load_is_refused_and_costs_no_frame(tmp_path: Path) -
         flowing.judged_since(20)
     by_model = flowing.assert_each_frame_once_by_the_model_it_names(Alone(), {good.digest: str(tmp_path / "good")})
     assert set(by_model) == {"seed-1"}
+
+
+SWAPS_AND_THEIR_MEMORY = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from consumer.engine_judge import EngineJudge
+from consumer.reload import Reloader
+from engine.endurance import resident_bytes
+from tests.lineups import Backends, bundle_of, loader, put
+
+place, backend, kind, leak = Path(sys.argv[1]), *sys.argv[2:]
+versions = [bundle_of(1), bundle_of(3, wide=True) if kind == "engines" else bundle_of(2)]
+put(place, versions[0])
+load = loader(Backends(backend), bundle=str(place))
+held, held_on_to, outcomes = [], [], []
+with EngineJudge(load.load()) as judge:
+    reloader = Reloader(load, judge, largest=8, told=outcomes.append, settle=lambda _: None)
+    for swap in range(1, 91):
+        put(place, versions[swap % 2])
+        before = judge.lineup
+        if leak == "leak":
+            before.close = lambda kept=before: held_on_to.append(kept)
+        reloader.look()
+        for lane in before.lanes:
+            if leak != "leak" and lane not in judge.lineup.lanes:
+                assert lane.wait_closed(10)
+        held.append(resident_bytes() / 2**20)
+assert outcomes == ["loaded"] * 90
+print(np.polyfit(range(50), held[40:], 1)[0])
+print([round(value, 1) for value in held], file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "kind", "leak"),
+    [
+        ("onnxruntime", "heads", ""),
+        ("onnxruntime", "engines", ""),
+        ("openvino", "engines", ""),
+        ("onnxruntime", "engines", "leak"),
+    ],
+)
+def test_fifty_swaps_take_no_memory(tmp_path: Path, backend: str, kind: str, leak: str) -> None:
+    """In a process of its own, where nothing that an earlier test gave back can hide what is kept.
+
+    The allocator settles within the first forty, at a few MiB more than one engine takes.
+    """
+    command = [sys.executable, "-c", SWAPS_AND_THEIR_MEMORY, str(tmp_path / "b"), backend, kind, leak]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mib_per_swap = float(done.stdout)
+    print(done.stderr)  # noqa: T201 - shown where it fails
+    if leak:
+        assert mib_per_swap > 1.0, "an engine that is not closed would be seen"
+    else:
+        assert mib_per_swap < 0.1

@@ -13,25 +13,19 @@ import logging
 import random
 import signal
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
 from consumer import app
 from consumer.clock import SystemClock
 from consumer.config import Settings
 from consumer.engine_judge import EngineJudge
-from consumer.lineup import Loader
-from engine.choice import open_for
 from engine.errors import FramegateError
 from tests.faults.frames import is_marked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from consumer.ports import Decoded, Judge, Route
+    from consumer.ports import Decoded, Judge
     from engine.prediction import ScoredBatch
 
 log = logging.getLogger("tests.faults.worker")
@@ -47,30 +41,12 @@ class RaisingJudge:
         self._begun = False
         self._random = random.Random(seed)
         self._calm = 0
+        self.route, self.release, self.routes = judge.route, judge.release, judge.routes
+        self.warm, self.decode = judge.warm, judge.decode
 
     def begin(self, *_: object) -> None:
         """The engine is warm: from here on it raises."""
         self._begun = True
-
-    def route(self, station: str) -> Route | None:
-        """See `Judge`."""
-        return self._judge.route(station)
-
-    def release(self, route: Route) -> None:
-        """See `Judge`."""
-        self._judge.release(route)
-
-    def routes(self) -> Sequence[Route]:
-        """See `Judge`."""
-        return self._judge.routes()
-
-    def warm(self, largest: int) -> None:
-        """See `Judge`."""
-        self._judge.warm(largest)
-
-    def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
-        """See `Judge`."""
-        return self._judge.decode(payload, route)
 
     def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`."""
@@ -120,14 +96,8 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, JumpingClock.jump)
     settings = Settings(**given, http_port=None, backend="onnxruntime", delivery="exactly-once", decode_threads=1)
     try:
-        loader = Loader(
-            partial(open_for, name=settings.backend),
-            bundle=settings.bundle,
-            largest=settings.batch_size,
-            must_agree=False,
-        )
-        with EngineJudge(loader.load()) as engine:
-            judge = RaisingJudge(engine, rate, seed)
+        with EngineJudge(app.loader_of(settings).load()) as whole:
+            judge = RaisingJudge(whole, rate, seed)
             app.serve(settings, judge, on_ready=judge.begin)
     except FramegateError as error:
         sys.stderr.write(f"error: {error}\n")
