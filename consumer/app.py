@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -18,7 +19,6 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
 from consumer.dead_letter import DeadLetterBox
-from consumer.errors import SettingsError
 from consumer.events import EngineRef, ModelRef
 from consumer.health import Health, HttpServer
 from consumer.kafka_client import Connection
@@ -28,6 +28,7 @@ from consumer.pipeline import Pipeline, Ports
 from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
+from consumer.workers import how_many, run_workers
 from engine.scorer import open_scorer
 
 if TYPE_CHECKING:
@@ -52,34 +53,59 @@ FETCH_SILENT_S = 30.0
 LAST_LETTERS_S = 2.0
 
 
-def run_consumer(settings: Settings) -> None:
+def own_registry() -> CollectorRegistry:
+    """A registry that tells of this process, to begin with."""
+    registry = CollectorRegistry()
+    for collect in (ProcessCollector, PlatformCollector, GCCollector):
+        collect(registry=registry)
+    return registry
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """What can be seen of a running consumer from outside."""
+
+    registry: CollectorRegistry = field(default_factory=own_registry)
+    health: Health = field(default_factory=Health)
+
+
+def run_consumer(settings: Settings, instruments: Instruments | None = None) -> None:
     """Judge frames until SIGTERM, SIGINT or an idle exit. To be called on the main thread.
 
     The first signal answers what is in hand, commits and leaves the group; the second gives up at once.
+
+    Args:
+        settings: say also whether this process does the work, or several do that it starts.
+        instruments: new ones, where the caller wants to see them too; workers have their own.
 
     Raises:
         BundleError: the bundle is not there or not whole.
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
+    workers = how_many(settings)
+    if workers > 1:
+        run_workers(settings, workers)
+        return
     with open_scorer(settings.bundle, settings.backend, tensorrt=settings.tensorrt) as scorer:
-        largest = scorer.backend.profile.largest
-        if settings.batch_size > largest:
-            msg = (
-                f"--batch-size {settings.batch_size} is too large for backend {scorer.backend.name}: expected at most "
-                f"{largest}"
-            )
-            raise SettingsError(msg)
-        serve(settings, EngineJudge(scorer))
+        settings.require_batch(scorer.backend.profile.largest, scorer.backend.name)
+        serve(settings, EngineJudge(scorer), instruments=instruments)
 
 
-def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str | None], None] | None = None) -> None:
+def serve(
+    settings: Settings,
+    judge: Judge,
+    *,
+    on_ready: Callable[[Pipeline, str | None], None] | None = None,
+    instruments: Instruments | None = None,
+) -> None:
     """`run_consumer` with an engine that is open already.
 
     Args:
         settings: its bundle and backend are not looked at.
         judge: the engine.
         on_ready: called with the pipeline and the HTTP address, if any, before frames are fetched.
+        instruments: new ones, where the caller wants to see them too.
 
     Raises:
         BrokerError, TopicError, WorkError: as `run_consumer`.
@@ -92,10 +118,9 @@ def serve(settings: Settings, judge: Judge, *, on_ready: Callable[[Pipeline, str
     settings.delivers(embedded=embedded)  # refuse now what could not be kept later
     if embedded:
         log.warning("this is the embedded broker: memory only, for laptops and tests; production is Apache Kafka")
-    registry = CollectorRegistry()
-    for collect in (ProcessCollector, PlatformCollector, GCCollector):
-        collect(registry=registry)
-    metrics, health = Metrics(registry), Health()
+    instruments = instruments or Instruments()
+    registry, health = instruments.registry, instruments.health
+    metrics = Metrics(registry)
     metrics.set_engine(judge.engine)
     metrics.set_model(judge.model)
     with ExitStack() as stack:
@@ -311,11 +336,17 @@ def stopped_by_signals(pipeline: Pipeline) -> Iterator[None]:
 class JsonLines(logging.Formatter):
     """One JSON object per event."""
 
+    def __init__(self, worker: int | None = None) -> None:
+        """Name the worker in each, where there are several."""
+        super().__init__()
+        self._always: dict[str, Any] = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
-        """`at`, `level`, `where`, `what`, and `trace` where there is one."""
+        """`at`, `level`, `worker` where there are several, `where`, `what`, and `trace` where there is one."""
         line = {
             "at": round(record.created, 3),
             "level": record.levelname.lower(),
+            **self._always,
             "where": record.name,
             "what": record.getMessage(),
         }
@@ -324,10 +355,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_to_stderr(log_format: Literal["text", "json"]) -> None:
+def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | None = None) -> None:
     """Events to standard error. The Kafka client's own are left out: it repeats itself while a broker is away."""
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonLines() if log_format == "json" else plain)
+    who = "" if worker is None else f"worker {worker} "
+    plain = logging.Formatter(f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
+    handler.setFormatter(JsonLines(worker) if log_format == "json" else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -60,6 +60,13 @@ _CLIENT = click.option(
     metavar="NAME",
     help="What tells this consumer from the others of its group, the same after a restart. Default: host and process.",
 )
+@click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Whole consumers in processes of their own, each with the settings here. Default: on a CPU one per core, at "
+    "most one per partition; on a GPU 1.",
+)
 @click.option("--drain-s", default=20.0, metavar="S", help="On SIGTERM: seconds to answer what is in hand.")
 @click.option(
     "--session-timeout-s",

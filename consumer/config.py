@@ -94,6 +94,8 @@ class Settings:
         log_format: `text` or `json`.
         idle_exit_s: end when no frame came for that long; None: never.
         deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
+        workers: whole consumers in processes of their own, each with batches, threads and limits as above; None: as
+            many as suit the machine.
     """
 
     bundle: str
@@ -120,6 +122,7 @@ class Settings:
     log_format: Literal["text", "json"] = "text"
     idle_exit_s: float | None = None
     deadline_s: float | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is opened."""
@@ -134,6 +137,7 @@ class Settings:
         _at_least("--max-in-flight", self.max_in_flight, self.batch_size, "--batch-size, or no batch is ever full")
         _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
         _at_least("--drain-s", self.drain_s, 0)
+        _at_least("--workers", self.workers, 1)
         _at_least("--idle-exit-s", self.idle_exit_s, 0)
         if self.deadline_s is not None and not self.deadline_s > 0:
             msg = f"--deadline-s {self.deadline_s:g} is no deadline: expected more than 0 seconds"
@@ -151,6 +155,12 @@ class Settings:
         """The topics without which nothing works; dead letters may be without theirs."""
         return self.frames_topic, self.verdicts_topic
 
+    def require_batch(self, largest: int, backend: str) -> None:
+        """Raises SettingsError where the batches asked for are larger than the backend takes."""
+        if self.batch_size > largest:
+            msg = f"--batch-size {self.batch_size} is too large for backend {backend}: expected at most {largest}"
+            raise SettingsError(msg)
+
     def delivers(self, *, embedded: bool) -> Literal["exactly-once", "at-least-once"]:
         """How verdicts are delivered.
 
@@ -165,10 +175,13 @@ class Settings:
             raise SettingsError(msg)
         return self.delivery or ("at-least-once" if embedded else "exactly-once")
 
+    def own_instance(self) -> str:
+        """Ours alone: the instance that is named, or a new one for each call where none is."""
+        return self.instance or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
     def transactional_id(self) -> str:
         """Ours alone: of the instance, the same after a restart, or a new one for each call where none is named."""
-        own = self.instance or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        return f"framegate-{self.group}-{own}"
+        return f"framegate-{self.group}-{self.own_instance()}"
 
     def session_s(self, *, embedded: bool) -> float:
         """The session timeout to ask for."""

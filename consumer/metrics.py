@@ -327,10 +327,41 @@ class Metrics:
             self.stage_seconds.labels(stage)
 
 
+class SupervisorMetrics:
+    """What the supervisor of several workers tells beside their own metrics, which it shows with a `worker` label."""
+
+    def __init__(self, registry: CollectorRegistry, workers: int) -> None:
+        """Declare everything in `registry`, and begin each worker's series at 0."""
+        self.workers = Gauge("framegate_workers", "Workers that this run is to have.", registry=registry)
+        self.restarts = Counter(
+            "framegate_worker_restarts",
+            "Workers that died and were started again. Their partitions had other owners meanwhile.",
+            ["worker"],
+            registry=registry,
+        )
+        self.workers.set(workers)
+        for number in range(workers):
+            self.restarts.labels(str(number))
+
+    def count_restart(self, worker: int) -> None:
+        """Count one worker that is started again."""
+        self.restarts.labels(str(worker)).inc()
+
+
 def metric_docs() -> list[MetricDoc]:
     """Every metric as Prometheus shows it, sorted by name: what the README's table is checked against."""
+    return _docs(Metrics(CollectorRegistry()))
+
+
+def supervisor_metric_docs() -> list[MetricDoc]:
+    """The same of what is there only where there are several workers."""
+    return _docs(SupervisorMetrics(CollectorRegistry(), 1))
+
+
+def _docs(container: Metrics | SupervisorMetrics) -> list[MetricDoc]:
+    """What a container declares."""
     declared: list[MetricWrapperBase] = [
-        value for value in vars(Metrics(CollectorRegistry())).values() if isinstance(value, (Counter, Gauge, Histogram))
+        value for value in vars(container).values() if isinstance(value, (Counter, Gauge, Histogram))
     ]
     docs = []
     for metric in declared:

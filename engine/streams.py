@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from engine.specs import TensorSpec
 
 
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may use, in order."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def cores() -> int:
     """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(usable_cores())
 
 
 def profile(streams: int) -> BatchProfile:

@@ -1,0 +1,138 @@
+"""One worker: a whole consumer in a process that `consumer.workers` starts, as `python -m consumer.worker`.
+
+On standard input it is given what to do, and reads on: the end of that is the supervisor's end, and then it stops too.
+On what was standard output it reports, one line at a time. Its log goes where the supervisor's goes.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from io import FileIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from consumer.app import Instruments
+    from consumer.config import Settings
+
+REPORT_EVERY_S = 0.5
+
+REPORT_SHARE = 0.01
+"""Of the time, spent on reports at most: with many stations they come less often."""
+
+
+def instructions(number: int, cores: Sequence[int], settings: Settings) -> bytes:
+    """What a worker is given on its standard input.
+
+    Args:
+        number: which worker it is.
+        cores: what it is to be bound to; none: it runs where the system likes.
+        settings: its own. Pickled, so that they arrive as they were checked; on a pipe, since they may hold secrets,
+            which a command line or an environment would show.
+    """
+    content = pickle.dumps(settings)
+    return json.dumps({"worker": number, "cores": list(cores), "bytes": len(content)}).encode() + b"\n" + content
+
+
+def main() -> int:
+    """Work until told to stop. Returns the process's exit status, as the front door's would be."""
+    faulthandler.enable()
+    out = _own_output()
+    # Without a buffer: its lock, held by a thread that waits for ever, would abort the interpreter at its end.
+    given = FileIO(0, closefd=False)
+    order = json.loads(given.readline())
+    if order["cores"]:
+        # Before anything is imported that counts cores to size a pool of threads.
+        os.sched_setaffinity(0, order["cores"])
+    settings: Settings = pickle.loads(_exactly(given, order["bytes"]))  # noqa: S301 - from our parent, over our own pipe
+    return _work(order["worker"], settings, given, out)
+
+
+def _exactly(given: FileIO, size: int) -> bytes:
+    """So many bytes."""
+    content = b""
+    while len(content) < size and (more := given.read(size - len(content))):
+        content += more
+    return content
+
+
+def _own_output() -> FileIO:
+    """Standard output for reports alone: what others print goes to standard error."""
+    out = FileIO(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return out
+
+
+def _work(number: int, settings: Settings, given: FileIO, out: FileIO) -> int:
+    """Run the consumer and report."""
+    from consumer.app import Instruments, log_to_stderr, run_consumer  # noqa: PLC0415 - only once the cores are set
+    from engine.errors import FramegateError  # noqa: PLC0415 - the same
+
+    log_to_stderr(settings.log_format, worker=number)
+    threading.Thread(target=_stop_with_the_supervisor, args=(given,), name="supervisor", daemon=True).start()
+    instruments = Instruments()
+    try:
+        with _reporting(instruments, out):
+            run_consumer(settings, instruments)
+    except FramegateError as error:
+        _report(instruments, out, str(error))
+        return error.exit_code
+    except Exception as error:  # a fault of the program's own: the supervisor tells it and starts another
+        logging.getLogger(__name__).exception("worker %d failed unexpectedly", number)
+        _report(instruments, out, f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _stop_with_the_supervisor(given: FileIO) -> None:
+    """Stop in order when the supervisor has gone. On Linux the kernel is faster: see `children.bound_command`."""
+    while given.read(4096):
+        pass  # nothing more is said, but what is not read would hide the end
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _reporting(instruments: Instruments, out: FileIO) -> Iterator[None]:
+    """Report inside the block, and a last time when it has ended well."""
+    over = threading.Event()
+
+    def run() -> None:
+        rest_s = 0.0
+        while not over.wait(rest_s):
+            began_s = time.perf_counter()
+            _report(instruments, out)
+            rest_s = max(REPORT_EVERY_S, (time.perf_counter() - began_s) / REPORT_SHARE)
+
+    thread = threading.Thread(target=run, name="reports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    _report(instruments, out)
+
+
+def _report(instruments: Instruments, out: FileIO, error: str | None = None) -> None:
+    """One line, if anybody listens."""
+    from consumer.reports import Report, families_of  # noqa: PLC0415 - only once the cores are set
+
+    health = instruments.health
+    line = Report(health.live(time.monotonic()), health.ready(), families_of(instruments.registry), error).to_line()
+    with suppress(BrokenPipeError):
+        while line:  # a pipe takes what it has room for
+            line = line[out.write(line) or 0 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Workers without processes: who gets which cores and settings, and what their reports make of registries."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from consumer.config import Settings
+from consumer.errors import SettingsError
+from consumer.metrics import SupervisorMetrics, supervisor_metric_docs
+from consumer.reports import Report, WorkerMetrics, families_of
+from consumer.worker import instructions
+from consumer.workers import computes_on_cpu, how_many, settings_of, shares
+from engine.tensorrt_options import TensorRTOptions
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "expected"),
+    [
+        ([0, 1], 2, [[0], [1]]),
+        ([3, 1, 0, 2], 2, [[0, 1], [2, 3]]),
+        (range(5), 2, [[0, 1], [2, 3, 4]]),
+        (range(8), 3, [[0, 1], [2, 3, 4], [5, 6, 7]]),
+        ([4], 2, [[], []]),
+        ((), 2, [[], []]),
+    ],
+)
+def test_every_core_has_one_worker(cores: list[int], workers: int, expected: list[list[int]]) -> None:
+    assert shares(cores, workers) == expected
+
+
+def test_each_worker_is_an_instance_of_its_own_the_same_after_a_restart() -> None:
+    settings = Settings("b", instance="line-2", http_port=9108, workers=3)
+    first, again, other = (settings_of(settings, number, settings.own_instance()) for number in (0, 0, 1))
+    assert first.transactional_id() == again.transactional_id() == "framegate-framegate-line-2-w0"
+    assert other.transactional_id() == "framegate-framegate-line-2-w1"
+    assert first.http_port is None
+    assert first.workers == 1
+    unnamed = Settings("b").own_instance()
+    assert settings_of(settings, 1, unnamed).transactional_id().endswith(f"{unnamed}-w1")
+
+
+def test_workers_are_counted_from_one() -> None:
+    assert how_many(Settings("b", workers=7)) == 7
+    with pytest.raises(SettingsError, match="--workers 0 is too small: expected 1 or more"):
+        Settings("b", workers=0)
+
+
+def test_a_gpu_is_not_shared_by_engines_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how_many(Settings("b", backend="tensorrt")) == 1
+    assert computes_on_cpu("openvino-int8")
+    assert not computes_on_cpu("tensorrt-int8")
+    monkeypatch.setattr("consumer.workers.tensorrt_is_installed", lambda: True)
+    assert not computes_on_cpu("auto")
+    monkeypatch.setattr("consumer.workers.usable_cores", lambda: [0, 2, 5])
+    assert how_many(Settings("b", backend="openvino")) == 3
+
+
+def test_settings_arrive_as_they_were_with_their_secrets_off_the_command_line() -> None:
+    options = TensorRTOptions(plans=Path("plans"))
+    settings = Settings("b", client={"sasl_plain_password": "secret"}, tensorrt=options, deadline_s=0.5)
+    stream = io.BytesIO(instructions(4, [2, 3], settings))
+    order = json.loads(stream.readline())
+    assert {"worker": 4, "cores": [2, 3]}.items() <= order.items()
+    assert pickle.loads(stream.read(order["bytes"])) == settings  # noqa: S301 - our own
+    assert stream.read() == b""
+
+
+def test_a_report_says_exactly_what_the_registry_holds() -> None:
+    registry = CollectorRegistry()
+    Gauge("odd", "Odd.", registry=registry).set(math.inf)
+    histogram = Histogram("took", "Took.", ["station"], buckets=(0.1, 1.0), registry=registry)
+    for took_s in (0.05, 0.1, 0.2, 5.0):
+        histogram.labels('a"b\n').observe(took_s)
+    report = Report((True, ""), (False, "no broker"), families_of(registry), "why")
+    read = Report.from_line(report.to_line())
+    assert read == report
+    shown = WorkerMetrics()
+    shown.update(0, read.families)
+    labelled = CollectorRegistry()
+    labelled.register(shown)
+    without = generate_latest(labelled).decode().replace(',worker="0"', "").replace('{worker="0"}', "")
+    assert without == generate_latest(registry).decode()
+
+
+def test_counts_go_on_after_a_restart_histograms_among_them() -> None:
+    def life(*observed: float, station: str = "a") -> dict[str, object]:
+        registry = CollectorRegistry()
+        histogram = Histogram("took", "Took.", ["station"], buckets=(1.0,), registry=registry)
+        counter = Counter("seen", "Seen.", registry=registry)
+        for value in observed:
+            histogram.labels(station).observe(value)
+            counter.inc()
+        return families_of(registry)  # type: ignore[return-value] # only handed on
+
+    shown = WorkerMetrics()
+
+    def samples() -> dict[str, float]:
+        return {
+            f"{sample.name}{sample.labels.get('station', '')}{sample.labels.get('le', '')}": sample.value
+            for metric in shown.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_created")
+        }
+
+    shown.update(0, life(0.5, 0.5))  # type: ignore[arg-type]
+    shown.update(0, life(0.5, 0.5, 4.0))  # type: ignore[arg-type]
+    shown.ended(0)
+    shown.ended(0)  # died before its first report
+    shown.update(0, life(2.0))  # type: ignore[arg-type]
+    expected = {
+        "seen_total": 4.0,
+        "took_bucketa1.0": 2.0,
+        "took_bucketa+Inf": 4.0,
+        "took_counta": 4.0,
+        "took_suma": 7.0,
+    }
+    assert samples() == expected
+    shown.ended(0)
+    shown.update(0, life(3.0, station="b"))  # type: ignore[arg-type]
+    assert samples()["took_counta"] == 4.0, "a station not seen since keeps its series"
+    assert samples()["took_countb"] == 1.0
+    assert samples()["seen_total"] == 5.0
+
+
+def test_when_a_series_was_created_stays() -> None:
+    shown = WorkerMetrics()
+    created = []
+    for _ in range(2):
+        registry = CollectorRegistry()
+        Counter("seen", "Seen.", registry=registry)
+        families = families_of(registry)
+        created.append(families["seen"].samples["seen_created", ()])
+        shown.update(0, families)
+        (metric,) = shown.collect()
+        assert {sample.name: sample.value for sample in metric.samples}["seen_created"] == created[0]
+        shown.ended(0)
+    assert created[0] < created[1]
+
+
+def test_the_supervisors_own_metrics_begin_at_zero() -> None:
+    registry = CollectorRegistry()
+    metrics = SupervisorMetrics(registry, 2)
+    assert registry.get_sample_value("framegate_worker_restarts_total", {"worker": "1"}) == 0
+    metrics.count_restart(1)
+    assert registry.get_sample_value("framegate_worker_restarts_total", {"worker": "1"}) == 1
+    assert registry.get_sample_value("framegate_workers") == 2
+    names = [doc.name for doc in supervisor_metric_docs()]
+    assert names == ["framegate_worker_restarts_total", "framegate_workers"]
