@@ -31,6 +31,9 @@ VERBS = {
 }
 """Verb -> (module, attribute). Loaded on demand: `framegate broker` must not wait for scikit-learn."""
 
+ADDED = {"bench": {"stream": ("consumer.cli_bench", "stream")}}
+"""Verbs below a verb that come from another room than it does."""
+
 
 OWN = "the verb's own settings"
 """Key beside a verb's settings, no setting itself: which of them came from its own table."""
@@ -49,6 +52,9 @@ class FrontDoor(click.Group):
             return None
         module, attribute = VERBS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        for name, (its_module, its_attribute) in ADDED.get(cmd_name, {}).items():
+            if isinstance(command, click.Group):
+                command.add_command(getattr(importlib.import_module(its_module), its_attribute), name)
         return command
 
 

@@ -20,7 +20,7 @@ from io import FileIO
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from consumer.app import Instruments
     from consumer.config import Settings
@@ -44,8 +44,12 @@ def instructions(number: int, cores: Sequence[int], settings: Settings) -> bytes
     return json.dumps({"worker": number, "cores": list(cores), "bytes": len(content)}).encode() + b"\n" + content
 
 
-def main() -> int:
-    """Work until told to stop. Returns the process's exit status, as the front door's would be."""
+def main(run: Callable[[Settings, Instruments], None] | None = None) -> int:
+    """Work until told to stop. Returns the process's exit status, as the front door's would be.
+
+    Args:
+        run: what to do with the settings; None: judge frames with the bundle's engine.
+    """
     faulthandler.enable()
     out = _own_output()
     # Without a buffer: its lock, held by a thread that waits for ever, would abort the interpreter at its end.
@@ -55,7 +59,7 @@ def main() -> int:
         # Before anything is imported that counts cores to size a pool of threads.
         os.sched_setaffinity(0, order["cores"])
     settings: Settings = pickle.loads(_exactly(given, order["bytes"]))  # noqa: S301 - from our parent, over our own pipe
-    return _work(order["worker"], settings, given, out)
+    return _work(order["worker"], settings, given, out, run)
 
 
 def _exactly(given: FileIO, size: int) -> bytes:
@@ -73,7 +77,13 @@ def _own_output() -> FileIO:
     return out
 
 
-def _work(number: int, settings: Settings, given: FileIO, out: FileIO) -> int:
+def _work(
+    number: int,
+    settings: Settings,
+    given: FileIO,
+    out: FileIO,
+    run: Callable[[Settings, Instruments], None] | None,
+) -> int:
     """Run the consumer and report."""
     from consumer.app import Instruments, log_to_stderr, run_consumer  # noqa: PLC0415 - only once the cores are set
     from engine.errors import FramegateError  # noqa: PLC0415 - the same
@@ -83,7 +93,7 @@ def _work(number: int, settings: Settings, given: FileIO, out: FileIO) -> int:
     instruments = Instruments()
     try:
         with _reporting(instruments, out):
-            run_consumer(settings, instruments)
+            (run or run_consumer)(settings, instruments)
     except FramegateError as error:
         _report(instruments, out, str(error))
         return error.exit_code

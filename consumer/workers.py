@@ -79,7 +79,11 @@ def settings_of(settings: Settings, number: int, instance: str) -> Settings:
 
 
 def run_workers(
-    settings: Settings, number: int, *, on_ready: Callable[[Supervisor, str | None], None] | None = None
+    settings: Settings,
+    number: int,
+    *,
+    on_ready: Callable[[Supervisor, str | None], None] | None = None,
+    command: Sequence[str] = COMMAND,
 ) -> None:
     """Run so many consumers until SIGTERM, SIGINT or an idle exit. To be called on the main thread.
 
@@ -87,6 +91,7 @@ def run_workers(
         settings: of each of them; the HTTP address is the supervisor's.
         number: of workers; fewer where nobody asked for so many and there are fewer partitions.
         on_ready: called with the supervisor and the HTTP address, if any, before they are started.
+        command: what runs `consumer.worker.main`.
 
     Raises:
         SettingsError, BrokerError, TopicError: as a single consumer, before any worker is started.
@@ -114,7 +119,7 @@ def run_workers(
     registry.register(metrics)
     supervisor = Supervisor(
         number,
-        COMMAND,
+        command,
         lambda worker: instructions(worker, cores[worker], settings_of(settings, worker, instance)),
         metrics=metrics,
         health=health,

@@ -1,0 +1,86 @@
+"""What `framegate bench stream` measures, each in a process of its own: `python -m consumer.bench_jobs KIND JOB`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from consumer.memory_io import BrightnessJudge
+from consumer.worker import main as worker_main
+from engine.preprocess import preprocess
+from engine.specs import ImageSpec
+
+if TYPE_CHECKING:
+    from consumer.app import Instruments
+    from consumer.config import Settings
+
+COMMAND = (sys.executable, "-m", "consumer.bench_jobs")
+SPEC = ImageSpec(160, 160)
+
+
+class NullJudge(BrightnessJudge):
+    """An engine that costs nothing to speak of: it looks at one pixel in 256."""
+
+    def __init__(self) -> None:
+        """Decode as a bundle for 160 x 160 does."""
+        super().__init__(SPEC, partial(preprocess, spec=SPEC))
+
+    def score(self, images: Any, stations: Any) -> Any:
+        """See `Judge`."""
+        return super().score(images[:, ::16, ::16], stations)
+
+
+def main(kind: str, job: dict[str, Any]) -> int:
+    """Do one job. Kinds: `worker` (of the next), `null` (our consumer without an engine), `plain` (the plain loop)."""
+    if kind == "worker":
+        return worker_main(_serve_null)
+    if kind == "null":
+        return _null(job)
+    return _plain(job)
+
+
+def _serve_null(settings: Settings, instruments: Instruments | None = None) -> None:
+    from consumer.app import serve  # noqa: PLC0415 - a worker's imports come after its cores are set
+
+    serve(settings, NullJudge(), instruments=instruments)
+
+
+def _null(job: dict[str, Any]) -> int:
+    from consumer.app import log_to_stderr  # noqa: PLC0415 - as above
+    from consumer.config import Settings  # noqa: PLC0415 - as above
+    from consumer.workers import run_workers  # noqa: PLC0415 - as above
+
+    settings = Settings(bundle="none", **job)
+    log_to_stderr("text")
+    workers = settings.workers or 1
+    if workers > 1:
+        run_workers(settings, workers, command=[*COMMAND, "worker", "{}"])
+    else:
+        _serve_null(settings)
+    return 0
+
+
+def _plain(job: dict[str, Any]) -> int:
+    from consumer.plain_stream import plain_loop  # noqa: PLC0415 - as above
+
+    bundle, backend = job.pop("bundle"), job.pop("backend")
+    side_px = (SPEC.width_px, SPEC.height_px)
+    if bundle is None:
+        judge = NullJudge()
+        plain_loop(**job, side_px=side_px, score=lambda image: _first(judge.score(image, ("",))))
+        return 0
+    from engine.scorer import open_scorer  # noqa: PLC0415 - as above
+
+    with open_scorer(bundle, backend) as scorer:
+        plain_loop(**job, side_px=side_px, score=lambda image: _first(scorer.score(image)))
+    return 0
+
+
+def _first(scored: Any) -> float:
+    return float(scored.predictions[0].defect_probability)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], json.loads(sys.argv[2])))

@@ -1,0 +1,452 @@
+"""How fast is the whole consumer, against decoding and inference alone, and against the loop that people write?
+
+Every contestant reads the same preloaded frames in a process of its own, all in turn, several rounds: the machine may
+be shared, and what slows one slows the others. Rates come from the verdicts' own timestamps, from the middle of each
+run, so that starting, joining and ending do not count; processor time from the system, over the same span.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from consumer.bench_jobs import COMMAND, SPEC
+from consumer.broker import EmbeddedBroker, is_embedded
+from consumer.children import bound_command
+from consumer.errors import ChildError
+from consumer.plain_stream import answer_times, preload
+from consumer.topics import check_topics, ensure_topics
+from engine.bench import two_in_flight
+from engine.bundle import write_bundle
+from engine.choice import open_for
+from engine.heads import stack
+from engine.laps import race
+from engine.preprocess import preprocess
+from engine.processor import cpu_name
+from engine.stand_in import pictures, stand_in
+from engine.streams import cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from engine.bundle import Bundle
+    from engine.laps import Laps
+
+WIDTH_PX, HEIGHT_PX, QUALITY, NOISE = 640, 480, 90, 5.0
+"""A frame: about 70 kB, as cameras' frames are. Noise in grey values."""
+
+DIFFERENT = 64
+"""Frames that differ from each other."""
+
+BEGIN, END = 0.2, 0.8
+"""The middle of a run: the part of its verdicts that is measured."""
+
+IDLE_EXIT_S = 1.0
+RUN_S = 180.0
+SAMPLE_S = 0.05
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        frames: on the topic.
+        rounds: runs of each contestant.
+        partitions: of the topic.
+        workers: of our consumer.
+        batch_size: of ours.
+        backend: what computes.
+        alone_s: of each measurement of decoding and inference alone.
+    """
+
+    frames: int = 3000
+    rounds: int = 3
+    partitions: int = 4
+    workers: int = 2
+    batch_size: int = 8
+    backend: str = "auto"
+    alone_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one contestant: verdicts a second, and microseconds of processor time a frame.
+
+    Attributes:
+        broker_us: the broker's; None where its process is not ours to see.
+    """
+
+    per_s: float
+    cpu_us: float
+    broker_us: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where the frames lie."""
+
+    bootstrap_servers: str
+    client: Mapping[str, Any]
+    broker_pid: int | None
+    embedded: bool
+
+
+def bench_stream(
+    plan: Plan,
+    *,
+    bootstrap_servers: str | None = None,
+    client: Mapping[str, Any] | None = None,
+    tick: Callable[[str, int, int], None] = lambda _name, _done, _total: None,
+) -> dict[str, Any]:
+    """Measure; see `framegate bench stream` for the keys.
+
+    Args:
+        plan: what.
+        bootstrap_servers: of a cluster; None: an embedded broker of our own.
+        client: TLS and SASL settings.
+        tick: told (what is measured, rounds done, of how many).
+
+    Raises:
+        BrokerError, TopicError: the cluster cannot be used.
+        ChildError: a contestant did not answer all frames.
+    """
+    with ExitStack() as stack_:
+        folder = Path(stack_.enter_context(tempfile.TemporaryDirectory(prefix="framegate-bench-")))
+        cluster = stack_.enter_context(_cluster(bootstrap_servers, client or {}))
+        bundle = stand_in(SPEC.width_px)
+        write_bundle(folder / "bundle", bundle)
+        payloads = jpegs(DIFFERENT)
+        mark = uuid.uuid4().hex[:8]
+        frames = f"frames-bench-{mark}"
+        _make(cluster, frames, f"verdicts-bench-{mark}-none", plan.partitions)
+        tick("preloading", 0, plan.rounds)
+        preload(
+            cluster.bootstrap_servers,
+            frames,
+            payloads,
+            frames=plan.frames,
+            partitions=plan.partitions,
+            client=cluster.client,
+        )
+        alone = _Alone(bundle, payloads, plan)
+        stack_.callback(alone.close)
+        load = os.getloadavg()[0]
+        contestants = _contestants(plan, cluster, folder)
+        runs: dict[str, list[Run]] = {name: [] for name in contestants}
+        lone: dict[str, list[tuple[float, float]]] = {"decode": [], "inference": []}
+        for done in range(plan.rounds):
+            for name, laps in alone.measure(lambda what: tick(what, done, plan.rounds)).items():  # noqa: B023 - at once
+                lone[name].append((laps.images_per_s, laps.cpu_ms * 1e3))
+            names = list(contestants)
+            first = done % len(names)
+            for name in names[first:] + names[:first]:
+                tick(name, done, plan.rounds)
+                verdicts = f"verdicts-bench-{mark}-{name}-{done}"
+                _make(cluster, frames, verdicts, plan.partitions)
+                runs[name].append(_run(contestants[name](frames, verdicts), cluster, verdicts, plan.frames, folder))
+        return _result(plan, cluster, alone, lone, runs, load)
+
+
+def jpegs(count: int) -> list[bytes]:
+    """So many different frames."""
+    rng = np.random.default_rng(2)
+    encoded = []
+    for picture in pictures(SPEC.width_px, count):
+        large = cv2.resize(picture, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
+        noisy = (large + rng.normal(0, NOISE, large.shape)).clip(0, 255).astype(np.uint8)
+        encoded.append(cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
+    return encoded
+
+
+class _Alone:
+    """Decoding and inference with nothing around them, each at the best of a few ways."""
+
+    def __init__(self, bundle: Bundle, payloads: Sequence[bytes], plan: Plan) -> None:
+        self._backend = open_for(bundle, plan.backend)
+        self._seconds = plan.alone_s
+        heads = stack([bundle.head])
+        images = np.stack([preprocess(payload, SPEC) for payload in payloads])
+        self._decode = {f"{n} threads": partial(_decode_on, payloads, n) for n in sorted({1, cores(), cores() + 1})}
+        self._infer = {
+            f"batch {size}": two_in_flight(self._backend, images, heads, size)
+            for size in (1, 8, 32)
+            if size <= self._backend.profile.largest
+        }
+        self.how: dict[str, str] = {}
+
+    @property
+    def engine(self) -> str:
+        return f"{self._backend.name} {self._backend.precision} on {self._backend.device}"
+
+    def measure(self, tick: Callable[[str], None]) -> dict[str, Laps]:
+        """The best of each by the clock."""
+        found = {}
+        for name, ways in (("decode", self._decode), ("inference", self._infer)):
+            tick(f"{name} alone")
+            laps = race(ways, seconds=self._seconds / 2, rounds=2)
+            best = max(laps, key=lambda way: laps[way].images_per_s)
+            self.how[name] = best
+            found[name] = laps[best]
+        return found
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def _decode_on(payloads: Sequence[bytes], threads: int, seconds: float) -> int:
+    """Decode on so many threads for so long."""
+    done: list[int] = []
+    end_s = time.perf_counter() + seconds
+
+    def work(first: int) -> None:
+        count = 0
+        out = np.empty((SPEC.height_px, SPEC.width_px, 3), np.uint8)
+        while not count or time.perf_counter() < end_s:
+            preprocess(payloads[(first + count) % len(payloads)], SPEC, out)
+            count += 1
+        done.append(count)
+
+    crew = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    return sum(done)
+
+
+def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callable[[str, str], list[str]]]:
+    """Name -> the command line that judges one topic's frames into another's verdicts."""
+    bundle = str(folder / "bundle")
+
+    def plain(engine: str | None, frames: str, verdicts: str) -> list[str]:
+        job = {
+            "bundle": engine,
+            "backend": plan.backend,
+            "bootstrap_servers": cluster.bootstrap_servers,
+            "client": dict(cluster.client),
+            "group": verdicts,
+            "frames": frames,
+            "verdicts": verdicts,
+            "idle_exit_s": IDLE_EXIT_S,
+        }
+        return [*COMMAND, "plain", json.dumps(job)]
+
+    def null(workers: int, frames: str, verdicts: str) -> list[str]:
+        job = {
+            "bootstrap_servers": cluster.bootstrap_servers,
+            "client": dict(cluster.client),
+            "group": verdicts,
+            "frames_topic": frames,
+            "verdicts_topic": verdicts,
+            "batch_size": plan.batch_size,
+            "delivery": "at-least-once",
+            "http_port": None,
+            "idle_exit_s": IDLE_EXIT_S,
+            "workers": workers,
+        }
+        return [*COMMAND, "null", json.dumps(job)]
+
+    def whole(delivery: str, workers: int, frames: str, verdicts: str) -> list[str]:
+        options = {
+            "bundle": bundle,
+            "backend": plan.backend,
+            "bootstrap-servers": cluster.bootstrap_servers,
+            "group": verdicts,
+            "frames-topic": frames,
+            "verdicts-topic": verdicts,
+            "batch-size": plan.batch_size,
+            "delivery": delivery,
+            "http-port": -1,
+            "idle-exit-s": IDLE_EXIT_S,
+            "workers": workers,
+        }
+        arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        if cluster.client:
+            file = folder / "client.properties"
+            file.write_text("".join(f"{name}={value}\n" for name, value in cluster.client.items()), encoding="utf-8")
+            file.chmod(0o600)
+            arguments += ["--client-config", str(file)]
+        return [sys.executable, "-m", "framegate", "run", *arguments]
+
+    found: dict[str, Callable[[str, str], list[str]]] = {
+        "plain_cpu": partial(plain, bundle),
+        "ours_cpu": partial(whole, "at-least-once", plan.workers),
+        "plain_null": partial(plain, None),
+        "ours_null": partial(null, plan.workers),
+    }
+    if plan.workers > 1:
+        found |= {"ours_cpu_1": partial(whole, "at-least-once", 1), "ours_null_1": partial(null, 1)}
+    if not cluster.embedded:
+        found["ours_cpu_exactly_once"] = partial(whole, "exactly-once", plan.workers)
+    return found
+
+
+def _run(command: Sequence[str], cluster: Cluster, verdicts: str, frames: int, folder: Path) -> Run:
+    """One contestant's run, from its start to its end."""
+    log = folder / f"{verdicts}.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+            bound_command(command), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+        )
+        samples: list[tuple[float, float, float]] = []
+        end_s = time.monotonic() + RUN_S
+        try:
+            while process.poll() is None and time.monotonic() < end_s:
+                samples.append((time.time(), _cpu_s(process.pid), _own_cpu_s(cluster.broker_pid)))
+                time.sleep(SAMPLE_S)
+        finally:
+            process.kill()
+            process.wait()
+    times = answer_times(cluster.bootstrap_servers, verdicts, frames, cluster.client)
+    if len(times) < frames:
+        said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        msg = f"{verdicts} got {len(times)} verdicts for {frames} frames; it wrote last: {said}"
+        raise ChildError(msg)
+    first, last = int(len(times) * BEGIN), int(len(times) * END)
+    begin_s, stop_s = times[first], times[last]
+    answered = last - first
+    at = np.array(samples)
+    own_s, broker_s = (
+        float(np.interp(stop_s, at[:, 0], at[:, column]) - np.interp(begin_s, at[:, 0], at[:, column]))
+        for column in (1, 2)
+    )
+    broker_us = broker_s / answered * 1e6 if cluster.broker_pid is not None else None
+    return Run(answered / (stop_s - begin_s), own_s / answered * 1e6, broker_us)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds of a process and of those that it has started."""
+    total = _own_cpu_s(pid)
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        total += sum(_cpu_s(int(child)) for child in children)
+    return total
+
+
+def _own_cpu_s(pid: int | None) -> float:
+    """Processor seconds of one process; 0 where it is not there or the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+@contextmanager
+def _cluster(bootstrap_servers: str | None, client: Mapping[str, Any]) -> Iterator[Cluster]:
+    """The one that is named, or an embedded broker for as long as this lasts."""
+    if bootstrap_servers is not None:
+        state = check_topics(bootstrap_servers, [], client=client)
+        yield Cluster(bootstrap_servers, client, None, is_embedded(state.cluster_id))
+        return
+    with EmbeddedBroker() as broker:
+        yield Cluster(broker.bootstrap_servers, {}, broker.pid, embedded=True)
+
+
+def _make(cluster: Cluster, frames: str, verdicts: str, partitions: int) -> None:
+    ensure_topics(
+        cluster.bootstrap_servers,
+        partitions=partitions,
+        replication=1,
+        frames=frames,
+        verdicts=verdicts,
+        dead=f"{frames}-dead",
+        client=cluster.client,
+    )
+
+
+def _result(
+    plan: Plan,
+    cluster: Cluster,
+    alone: _Alone,
+    lone: Mapping[str, Sequence[tuple[float, float]]],
+    runs: Mapping[str, Sequence[Run]],
+    load: float,
+) -> dict[str, Any]:
+    """The keys, all of them ratios within a round, and medians of those."""
+    decode, infer = lone["decode"], lone["inference"]
+    limit_cpu = [1 / (1 / d[0] + 1 / i[0]) for d, i in zip(decode, infer, strict=True)]
+    limit_null = [d[0] for d in decode]
+    need_cpu = [d[1] + i[1] for d, i in zip(decode, infer, strict=True)]
+    need_null = [d[1] for d in decode]
+
+    def ratio(of: Sequence[float], to: Sequence[float]) -> float:
+        return round(statistics.median(a / b for a, b in zip(of, to, strict=True)), 3)
+
+    def rates(name: str) -> list[float]:
+        return [run.per_s for run in runs[name]]
+
+    def costs(name: str) -> list[float]:
+        return [run.cpu_us for run in runs[name]]
+
+    exactly = "ours_cpu_exactly_once"
+    return {
+        "machine": {"cpu": cpu_name(), "cores": cores(), "load_before": round(load, 2)},
+        "broker": "embedded" if cluster.embedded else "apache",
+        "engine": alone.engine,
+        "frame": f"{WIDTH_PX} x {HEIGHT_PX} JPEG quality {QUALITY}, about 70 kB",
+        "frames": plan.frames,
+        "rounds": plan.rounds,
+        "workers": plan.workers,
+        "batch_size": plan.batch_size,
+        "alone": {
+            name: {
+                "per_s": round(statistics.median(rate for rate, _ in found), 1),
+                "cpu_us": round(statistics.median(cost for _, cost in found), 1),
+                "best": alone.how[name],
+            }
+            for name, found in lone.items()
+        },
+        "runs": {
+            name: {
+                "per_s": round(statistics.median(rates(name)), 1),
+                "cpu_us": round(statistics.median(costs(name)), 1),
+                "broker_us": _median([run.broker_us for run in own]),
+                "all_per_s": [round(rate, 1) for rate in rates(name)],
+            }
+            for name, own in runs.items()
+        },
+        "efficiency": {
+            "cpu": ratio(rates("ours_cpu"), limit_cpu),
+            "null": ratio(rates("ours_null"), limit_null),
+        },
+        "efficiency_by_processor_time": {
+            "cpu": ratio(need_cpu, costs("ours_cpu")),
+            "null": ratio(need_null, costs("ours_null")),
+        },
+        "vs_plain": {
+            "cpu": ratio(rates("ours_cpu"), rates("plain_cpu")),
+            "null": ratio(rates("ours_null"), rates("plain_null")),
+        },
+        "overhead_us": {
+            "cpu": round(statistics.median(c - n for c, n in zip(costs("ours_cpu"), need_cpu, strict=True)), 1),
+            "null": round(statistics.median(c - n for c, n in zip(costs("ours_null"), need_null, strict=True)), 1),
+        },
+        "exactly_once_throughput_ratio": ratio(rates(exactly), rates("ours_cpu")) if exactly in runs else None,
+        "latency": {"p99_ratio": {"at_least_once": None, "exactly_once": None}, "exactly_once_added_ms": None},
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 1) if known else None

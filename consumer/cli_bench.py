@@ -1,0 +1,77 @@
+"""The command `framegate bench stream`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine.choice import BACKENDS
+from engine.command import VERB, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_EXAMPLE = """\b
+Examples:
+  framegate bench stream
+  framegate bench stream --bootstrap-servers kafka-1:9092 --rounds 5 --json
+"""
+
+
+@click.command(context_settings=VERB, epilog=_EXAMPLE)
+@click.option("--bootstrap-servers", metavar="HOST:PORT,…", help="Kafka brokers. Default: an embedded one of its own.")
+@click.option(
+    "--client-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="TLS and SASL settings of the Kafka client.",
+)
+@click.option("--frames", default=3000, type=click.IntRange(min=200), help="Frames on the topic.")
+@click.option("--rounds", default=3, type=click.IntRange(min=1), help="Runs of each contestant.")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers of our consumer.  [default: the cores]")
+@click.option("--partitions", default=4, type=click.IntRange(min=1), help="Partitions of the topic.")
+@click.option("--batch-size", default=8, type=click.IntRange(min=1), help="Frames in our largest batch.")
+@click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def stream(
+    *, bootstrap_servers: str | None, client_config: Path | None, workers: int | None, as_json: bool, **options: Any
+) -> None:
+    """Verdicts a second of the whole consumer, against decoding and inference alone, and against a plain loop.
+
+    The same frames, 640 x 480 JPEG, lie on the broker; every contestant reads them in a process of its own, all in
+    turn. The plain loop has one thread: poll, decode, resize, score one frame at a time with the same engine, send
+    without waiting, commit once per poll. With the broker on the same machine it takes its share of the cores.
+    """
+    from consumer.bench_stream import Plan, bench_stream  # noqa: PLC0415 - `--help` must not wait for it
+    from consumer.config import read_client_config  # noqa: PLC0415 - the same
+    from engine.progress import progress_bar  # noqa: PLC0415 - the same
+    from engine.streams import cores  # noqa: PLC0415 - the same
+
+    plan = Plan(workers=workers or cores(), **options)
+    client = {} if client_config is None else read_client_config(client_config)
+    with progress_bar() as show:
+        result = bench_stream(plan, bootstrap_servers=bootstrap_servers, client=client, tick=show)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo("\n".join(_lines(result)))
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    machine = result["machine"]
+    yield f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before']} before; broker {result['broker']}"
+    yield f"{result['engine']}; {result['frames']} frames, {result['workers']} workers"
+    yield ""
+    yield "                        frames/s   CPU us/frame   broker us/frame"
+    for name, alone in result["alone"].items():
+        yield f"{name + ' alone':<22}  {alone['per_s']:8.0f}   {alone['cpu_us']:12.0f}   ({alone['best']})"
+    for name, run in result["runs"].items():
+        broker = "" if run["broker_us"] is None else f"{run['broker_us']:.0f}"
+        yield f"{name:<22}  {run['per_s']:8.0f}   {run['cpu_us']:12.0f}   {broker:>15}"
+    yield ""
+    for key in ("efficiency", "efficiency_by_processor_time", "vs_plain", "overhead_us"):
+        yield f"{key}: " + ", ".join(f"{name} {value:g}" for name, value in result[key].items())
+    exactly = result["exactly_once_throughput_ratio"]
+    yield f"exactly once against at least once: {'not measured' if exactly is None else f'{exactly:g}'}"
