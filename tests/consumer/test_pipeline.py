@@ -15,7 +15,7 @@ from consumer.budget import Budget, Limits
 from consumer.clock import SystemClock
 from consumer.errors import BrokerError
 from consumer.events import Frame, Position
-from consumer.flow import Flow, Publication
+from consumer.flow import TOGETHER, TOGETHER_S, Flow, Publication
 from consumer.judging import NOBODY, NOTHING, Slot, decode_slot, score_slots
 from consumer.lateness import Lateness
 from consumer.memory_io import (
@@ -857,3 +857,64 @@ def test_a_hanging_engine_does_not_keep_the_process() -> None:
     assert isinstance(raised[0], WorkError)
     assert not thread.is_alive()
     gate.set()
+
+
+def piled_up(frames: int = 100) -> Bench:
+    """Many frames in hand, and the engine at work: batches of four."""
+    bench = Bench(partitions=2)
+    bench.put(*[20] * (frames // 2))
+    bench.put(*[20] * (frames // 2), partition=1)
+    bench.fetch(frames)
+    bench.decode()
+    return bench
+
+
+def test_where_frames_pile_up_verdicts_go_out_in_company() -> None:
+    bench = piled_up(140)
+    bench.score(flush=False)
+    sizes = [len(publication.answers) for _, publication in bench.sent]
+    assert sizes[:2] == [TOGETHER, TOGETHER], "eight batches each"
+    assert sizes[2] < TOGETHER, "the pile is gone before they are so many"
+    assert set(sizes[3:]) == {4}, "from then on each batch's go at once"
+    assert (bench.offsets(0), bench.offsets(1)) == (list(range(70)), list(range(70)))
+    bench.settle()
+    bench.assert_nothing_in_hand()
+
+
+def test_verdicts_do_not_wait_long_for_company() -> None:
+    bench = piled_up()
+    bench.flow.advance()
+    slots = bench.scoring.popleft()
+    bench.flow.scored(slots, whole=score_slots(bench.judge, slots, bench.clock))
+    assert not bench.sent
+    assert bench.flow.due_s() == pytest.approx(bench.clock.monotonic_s() + TOGETHER_S), (
+        "the loop knows when to come back"
+    )
+    bench.clock.advance(TOGETHER_S / 2)
+    bench.flow.advance()
+    assert not bench.sent
+    bench.clock.advance(TOGETHER_S / 2)
+    bench.flow.advance()
+    assert [len(publication.answers) for _, publication in bench.sent] == [4]
+
+
+def test_a_stop_waits_for_no_company() -> None:
+    bench = piled_up()
+    bench.flow.flush()
+    bench.score()
+    assert {len(publication.answers) for _, publication in bench.sent} == {4}
+
+
+def test_verdicts_that_wait_for_company_go_with_their_tenure() -> None:
+    bench = piled_up()
+    bench.flow.advance()
+    slots = bench.scoring.popleft()
+    bench.flow.scored(slots, whole=score_slots(bench.judge, slots, bench.clock))
+    bench.source.revoke([P0])
+    bench.fetch()
+    bench.clock.advance(1.0)
+    bench.score()
+    bench.settle()
+    assert bench.offsets(0) == []
+    assert bench.offsets(1) == list(range(50))
+    bench.assert_nothing_in_hand()
