@@ -210,7 +210,9 @@ def break_for(plant: Plant, minutes: float, drawn: random.Random) -> tuple[Run, 
     start(plant, run)
     end_s = time.monotonic() + 60 * minutes
     run.drive([run.kills(), run.others()], lambda: time.monotonic() >= end_s)
-    run.say(f"no further faults: {run.done}")
+    proxies = plant.network.proxies.values()
+    lost, halved = sum(proxy.lost_commits for proxy in proxies), sum(proxy.halved for proxy in proxies)
+    run.say(f"no further faults: {run.done}; {lost} commits' answers were lost, {halved} answers halved")
     return run, plant.finish()
 
 

@@ -39,4 +39,5 @@ def test_whatever_breaks_each_frame_is_answered_once_in_order_and_rightly(tmp_pa
     assert report.frames >= 200
     assert report.verdicts == report.frames
     assert run.done == dict.fromkeys(WALK, 1)
+    assert sum(proxy.lost_commits for proxy in plant.network.proxies.values()) >= 1
     assert max(run.recovery_s) < RECOVERED_S
