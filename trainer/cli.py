@@ -35,8 +35,8 @@ Example:
 )
 @click.option(
     "--tile",
-    help="Cut the input into tiles of WIDTHxHEIGHT, which makes large scenes faster. Without --size the images' own "
-    "size is taken. A --size above 640 px is cut by itself; a --tile of the same size keeps it whole.",
+    help="Cut the input into tiles of WIDTHxHEIGHT, which makes large scenes faster and may judge worse what "
+    "lies where two meet. Without --size the images' own size is taken.",
 )
 @click.option("--backbone", help="Pretrained network: efficientnet-lite0 (the default), -lite1 or -lite2.")
 @click.option("--taps", help="Blocks of the network to look at, for example 2,4,7,10; by default where it may be cut.")

@@ -55,6 +55,10 @@ FEW = Recipe(sharpness=0.5)
 """Nearer to the mean over all locations, which moves less with a single one. With 10 images of each class it gave .843
 AUROC against .831 on the first draws of `pcb`, .773 against .750 on `catdog`, and no difference on later draws."""
 
+FEW_IN_TILES = Recipe()
+"""In tiles the mean also moves with what happens to lie on a seam: on drawn scenes of rivets with 10 images of each
+class the sharpness of `FEW` gave .65 AUROC out of fold, the standard one 1.00; not cut, both gave 1.00."""
+
 _KEPT_BYTES = 1 << 29
 MOST_VIEWED = 1 << 27
 """Values of all views together: half a GiB."""
@@ -171,7 +175,8 @@ def _choose_from_few(
         more = data.extract(image, request.featurizer, everything, steps, turn=turn)
         channels.append(more.channels)
     view = replace(view, channels=np.concatenate(channels) if views > 1 else view.channels)
-    recipe, tried = few_recipe(view, data.groups, used, views=views, seed=request.seed)
+    base = FEW if image.tile_px is None else FEW_IN_TILES
+    recipe, tried = few_recipe(view, data.groups, used, views=views, seed=request.seed, base=base)
     told = {
         **_what(image, request.featurizer, recipe),
         "images": len(used),
@@ -190,7 +195,7 @@ def _affordable(values: int, image: ImageSpec) -> int:
 
 
 def few_recipe(
-    view: Table, groups: np.ndarray, rows: np.ndarray, *, views: int, seed: int
+    view: Table, groups: np.ndarray, rows: np.ndarray, *, views: int, seed: int, base: Recipe = FEW
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe for a few images, `rows` of a table that holds so many views of each, and what was tried.
 
@@ -200,9 +205,9 @@ def few_recipe(
     judge = _judge(view.defect[rows], groups[rows], FEW_FOLDS, seed)
     folds = at_rows(judge.folds, rows)
     ways = sorted({min(MIRRORED, views), views})
-    out = {way: evidence_out_of_fold(view, folds, replace(FEW, views=way))[rows] for way in ways}
+    out = {way: evidence_out_of_fold(view, folds, replace(base, views=way))[rows] for way in ways}
     best = max(ways, key=lambda way: (judge.auroc(out[way]), -way))
-    recipe = replace(FEW, views=best)
+    recipe = replace(base, views=best)
     scores = Scores(out[best], pooled_out_of_fold(view, folds, recipe)[rows])
     parts, told = choose_parts(judge, scores, most_loss=math.inf)
     views_tried = [{"views": way, "auroc": judge.auroc(out[way])} for way in ways]

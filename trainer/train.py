@@ -54,7 +54,7 @@ class TrainSettings:
     Attributes:
         size_px: (width, height) of the network's input; None chooses among a few by cross-validation.
         tile_px: (width, height) of the tiles to cut the input into; without a size the images' own is taken, as near as
-            whole tiles come to it. None cuts a large `size_px` where it can be cut well.
+            whole tiles come to it. None does not cut.
         backbone: a name in `engine.featurizer.ARCHITECTURES`; None is the default one.
         taps: blocks to look at; None chooses where to cut the network.
         featurizer_of: bundle whose featurizer to use unchanged, input size and region with it; only the head is new.

@@ -1,4 +1,4 @@
-"""Which tiles are taken, asked for or not; and that the trainer's features are those that are served."""
+"""Which input the tiles asked for make; and that the trainer's features are those that are served."""
 
 from __future__ import annotations
 
@@ -19,37 +19,21 @@ from tests.bundles import FEATURIZER, graph, pictures, small_head
 from trainer.cli import parse_size
 from trainer.features import extract
 from trainer.patch_evidence import PatchEvidence
-from trainer.tiling import cut, suitable_tile, tiled
+from trainer.tiling import cut, tiled
+from trainer.train import TrainSettings, train
 from trainer.turns import turned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 SCENE = ImageSpec(192, 128, tile_px=(64, 64))
-
-
-@pytest.mark.parametrize(
-    ("size_px", "expected"),
-    [
-        ((1920, 1088), (320, 544)),
-        ((1920, 960), (320, 320)),
-        ((1280, 1280), (320, 320)),
-        ((1024, 1024), (256, 256)),
-        ((2048, 96), (256, 96)),
-        ((640, 640), None),
-        ((672, 160), (224, 160)),
-        ((1376, 640), None),  # 43 x 32: nothing but the whole divides it
-        ((640, 1984), None),  # 62 x 32: halves of 992 px are large still
-    ],
-)
-def test_a_large_input_is_cut_near_320_px(size_px: tuple[int, int], expected: tuple[int, int] | None) -> None:
-    assert suitable_tile(size_px) == expected
-    assert cut(size_px, None, Region()) == ImageSpec(*size_px, tile_px=expected)
 
 
 def test_the_tile_asked_for_is_taken_and_one_of_the_inputs_size_keeps_it_whole() -> None:
     region = Region(0.1, 0.2, 0.9, 0.8)
     assert cut((1280, 640), (640, 640), region) == ImageSpec(1280, 640, region, tile_px=(640, 640))
+    assert cut((1920, 1088), None, region) == ImageSpec(1920, 1088, region)
     assert cut((320, 64), (64, 64), region).tiles == (1, 5)
     assert cut((1280, 640), (1280, 640), region) == ImageSpec(1280, 640, region)
     with pytest.raises(InputError, match="does not cut the input's 1280 px evenly"):
@@ -79,6 +63,12 @@ def test_without_a_size_the_images_own_is_taken_as_near_as_whole_tiles_come(
 def test_tiles_that_the_backbone_does_not_take_are_refused_with_a_cure(tile_px: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=r"tile (width|height) \d+ does not fit the backbone: .*take \d+"):
         tiled((640.0, 640.0), tile_px, Region())
+
+
+def test_a_featurizer_of_a_bundle_brings_its_own_tiles(tmp_path: Path) -> None:
+    settings = TrainSettings("set", tmp_path / "out", featurizer_of="bundle", tile_px=(64, 64))
+    with pytest.raises(InputError, match=r"given with --tile: .*leave these out"):
+        train(settings)
 
 
 def encoded(count: int) -> Mapping[str, bytes]:
