@@ -20,10 +20,12 @@ from trainer.cli import parse_size
 from trainer.features import extract
 from trainer.patch_evidence import PatchEvidence
 from trainer.tiling import cut, tiled
+from trainer.train import TrainSettings, train
 from trainer.turns import turned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 SCENE = ImageSpec(192, 128, tile_px=(64, 64))
 
@@ -61,6 +63,12 @@ def test_without_a_size_the_images_own_is_taken_as_near_as_whole_tiles_come(
 def test_tiles_that_the_backbone_does_not_take_are_refused_with_a_cure(tile_px: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=r"tile (width|height) \d+ does not fit the backbone: .*take \d+"):
         tiled((640.0, 640.0), tile_px, Region())
+
+
+def test_a_featurizer_of_a_bundle_brings_its_own_tiles(tmp_path: Path) -> None:
+    settings = TrainSettings("set", tmp_path / "out", featurizer_of="bundle", tile_px=(64, 64))
+    with pytest.raises(InputError, match=r"given with --tile: .*leave these out"):
+        train(settings)
 
 
 def encoded(count: int) -> Mapping[str, bytes]:
