@@ -13,6 +13,7 @@ from consumer.budget import Limits
 from consumer.errors import SettingsError
 from consumer.pipeline import Pace
 from engine.batcher import BatchPolicy
+from engine.streams import cores, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,11 +196,16 @@ class Settings:
         return Pace(
             policy=BatchPolicy(self.batch_size, self.batch_age_ms / 1000, cap),
             limits=Limits(self.max_in_flight, int(self.max_in_flight_mib * MIB)),
-            decode_threads=self.decode_threads or min(8, os.cpu_count() or 1),
+            decode_threads=self.decode_threads or _decode_threads(),
             drain_s=self.drain_s,
             idle_exit_s=self.idle_exit_s,
             deadline_s=self.deadline_s,
         )
+
+
+def _decode_threads() -> int:
+    """One per core; beside other workers at least two, since one that waits for the interpreter leaves a core idle."""
+    return min(8, max(2, cores()) if sharing() else cores())
 
 
 def read_client_config(path: Path) -> dict[str, Any]:

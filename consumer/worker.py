@@ -19,8 +19,10 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import TYPE_CHECKING
 
+from engine.streams import share_cores
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from consumer.app import Instruments
     from consumer.config import Settings
@@ -31,17 +33,17 @@ REPORT_SHARE = 0.01
 """Of the time, spent on reports at most: with many stations they come less often."""
 
 
-def instructions(number: int, cores: Sequence[int], settings: Settings) -> bytes:
+def instructions(number: int, workers: int, settings: Settings) -> bytes:
     """What a worker is given on its standard input.
 
     Args:
         number: which worker it is.
-        cores: what it is to be bound to; none: it runs where the system likes.
+        workers: how many share the cores.
         settings: its own. Pickled, so that they arrive as they were checked; on a pipe, since they may hold secrets,
             which a command line or an environment would show.
     """
     content = pickle.dumps(settings)
-    return json.dumps({"worker": number, "cores": list(cores), "bytes": len(content)}).encode() + b"\n" + content
+    return json.dumps({"worker": number, "workers": workers, "bytes": len(content)}).encode() + b"\n" + content
 
 
 def main(run: Callable[[Settings, Instruments], None] | None = None) -> int:
@@ -55,9 +57,7 @@ def main(run: Callable[[Settings, Instruments], None] | None = None) -> int:
     # Without a buffer: its lock, held by a thread that waits for ever, would abort the interpreter at its end.
     given = FileIO(0, closefd=False)
     order = json.loads(given.readline())
-    if order["cores"]:
-        # Before anything is imported that counts cores to size a pool of threads.
-        os.sched_setaffinity(0, order["cores"])
+    share_cores(order["workers"])
     settings: Settings = pickle.loads(_exactly(given, order["bytes"]))  # noqa: S301 - from our parent, over our own pipe
     return _work(order["worker"], settings, given, out, run)
 
@@ -85,7 +85,7 @@ def _work(
     run: Callable[[Settings, Instruments], None] | None,
 ) -> int:
     """Run the consumer and report."""
-    from consumer.app import Instruments, log_to_stderr, run_consumer  # noqa: PLC0415 - only once the cores are set
+    from consumer.app import Instruments, log_to_stderr, run_consumer  # noqa: PLC0415 - heavy
     from engine.errors import FramegateError  # noqa: PLC0415 - the same
 
     log_to_stderr(settings.log_format, worker=number)
@@ -135,7 +135,7 @@ def _reporting(instruments: Instruments, out: FileIO) -> Iterator[None]:
 
 def _report(instruments: Instruments, out: FileIO, error: str | None = None) -> None:
     """One line, if anybody listens."""
-    from consumer.reports import Report, families_of  # noqa: PLC0415 - only once the cores are set
+    from consumer.reports import Report, families_of  # noqa: PLC0415 - heavy
 
     health = instruments.health
     line = Report(health.live(time.monotonic()), health.ready(), families_of(instruments.registry), error).to_line()

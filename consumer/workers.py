@@ -1,13 +1,13 @@
 """`framegate run --workers N`: whole consumers side by side, since one interpreter lock bounds what one can do.
 
-Each has its own consumer, producer, tenure and, on a CPU, its own engine on its own share of the cores. The group's
-protocol shares the partitions among them as it does among hosts: a worker that dies loses them to the others until it
-is back, and nothing is lost by that.
+Each has its own consumer, producer, tenure and engine, which takes its share of the cores without being bound to any:
+on a machine that others use too, two bound workers answered half as much as two unbound ones. The group's protocol
+shares the partitions among them as it does among hosts: a worker that dies loses them to the others until it is back,
+and nothing is lost by that.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 from contextlib import ExitStack
@@ -26,7 +26,7 @@ from consumer.worker import instructions
 from engine.backend import CPU_BACKENDS
 from engine.choice import tensorrt_is_installed
 from engine.specs import LARGEST_BATCH
-from engine.streams import usable_cores
+from engine.streams import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def how_many(settings: Settings) -> int:
     """
     if settings.workers is not None:
         return settings.workers
-    return len(usable_cores()) if computes_on_cpu(settings.backend) else 1
+    return cores() if computes_on_cpu(settings.backend) else 1
 
 
 def computes_on_cpu(backend: str) -> bool:
@@ -56,15 +56,6 @@ def computes_on_cpu(backend: str) -> bool:
     if backend == "auto":
         return not tensorrt_is_installed()
     return backend in CPU_BACKENDS or backend.startswith("openvino")
-
-
-def shares(cores: Sequence[int], workers: int) -> list[list[int]]:
-    """Which cores each worker is bound to, in even runs; where there are too few for all, none is bound."""
-    if workers > len(cores):
-        return [[] for _ in range(workers)]
-    ordered = sorted(cores)
-    ends = [number * len(ordered) // workers for number in range(workers + 1)]
-    return [ordered[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def settings_of(settings: Settings, number: int, instance: str) -> Settings:
@@ -113,14 +104,13 @@ def run_workers(
             number - partitions,
         )
     instance = settings.own_instance()
-    cores = shares(usable_cores() if computes_on_cpu(settings.backend) else (), number)
     registry, health = CollectorRegistry(), Health()
     metrics, own = WorkerMetrics(), SupervisorMetrics(registry, number)
     registry.register(metrics)
     supervisor = Supervisor(
         number,
         command,
-        lambda worker: instructions(worker, cores[worker], settings_of(settings, worker, instance)),
+        lambda worker: instructions(worker, number, settings_of(settings, worker, instance)),
         metrics=metrics,
         health=health,
         patience=Patience(stop_s=settings.drain_s + STOP_SPARE_S),

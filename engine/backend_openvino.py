@@ -24,7 +24,7 @@ import openvino as ov
 from engine.errors import DeviceError, GraphError, InputError
 from engine.processor import cpu_name, has_bfloat16
 from engine.specs import TensorSpec
-from engine.streams import StreamedBackend, cores
+from engine.streams import StreamedBackend, cores, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,9 @@ class OpenVinoBackend(StreamedBackend):
         self.precision = precision
         self.device = cpu_name()
         streams = streams or cores()
-        properties = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": streams}
+        properties: dict[str, Any] = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": streams}
+        if sharing():
+            properties["ENABLE_CPU_PINNING"] = False
         compiled = compile_graph(graph, precision, properties, batch=1)
         images, *heads = (_spec(port) for port in compiled.inputs)
         inputs = TensorSpec(images.name, (None, *images.shape[1:]), images.dtype), *heads

@@ -22,14 +22,27 @@ if TYPE_CHECKING:
     from engine.specs import TensorSpec
 
 
-def usable_cores() -> list[int]:
-    """The numbers of the cores that this process may use, in order."""
-    return sorted(os.sched_getaffinity(0))
+_sharing = 1
+
+
+def share_cores(processes: int) -> None:
+    """Say that so many processes like this one share the cores; to be said before a backend is opened.
+
+    Each then takes its part of them. None binds a thread to a core: they do not know of each other, and would all bind
+    to the same ones. Nor is a process bound to its part, for where one has less to do the others are to use the rest.
+    """
+    global _sharing  # noqa: PLW0603 - a fact about this process, as is its affinity
+    _sharing = processes
+
+
+def sharing() -> bool:
+    """Whether other processes like this one run on the same cores."""
+    return _sharing > 1
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(usable_cores())
+    """How many cores this process is to use: those that it may, or its part of them."""
+    return max(1, len(os.sched_getaffinity(0)) // _sharing)
 
 
 def profile(streams: int) -> BatchProfile:

@@ -6,6 +6,8 @@ import io
 import json
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,23 +18,40 @@ from consumer.errors import SettingsError
 from consumer.metrics import SupervisorMetrics, supervisor_metric_docs
 from consumer.reports import Report, WorkerMetrics, families_of
 from consumer.worker import instructions
-from consumer.workers import computes_on_cpu, how_many, settings_of, shares
+from consumer.workers import computes_on_cpu, how_many, settings_of
+from engine import streams
+from engine.streams import cores
 from engine.tensorrt_options import TensorRTOptions
 
 
-@pytest.mark.parametrize(
-    ("cores", "workers", "expected"),
-    [
-        ([0, 1], 2, [[0], [1]]),
-        ([3, 1, 0, 2], 2, [[0, 1], [2, 3]]),
-        (range(5), 2, [[0, 1], [2, 3, 4]]),
-        (range(8), 3, [[0, 1], [2, 3, 4], [5, 6, 7]]),
-        ([4], 2, [[], []]),
-        ((), 2, [[], []]),
-    ],
-)
-def test_every_core_has_one_worker(cores: list[int], workers: int, expected: list[list[int]]) -> None:
-    assert shares(cores, workers) == expected
+def test_workers_share_the_cores_and_bind_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {2, 3, 4, 5, 6})
+    monkeypatch.setattr(streams, "_sharing", 1)
+    assert (streams.cores(), streams.sharing(), Settings("b").pace().decode_threads) == (5, False, 5)
+    streams.share_cores(2)
+    assert (streams.cores(), streams.sharing(), Settings("b").pace().decode_threads) == (2, True, 2)
+    streams.share_cores(7)
+    assert (streams.cores(), Settings("b").pace().decode_threads) == (1, 2)
+    assert Settings("b", decode_threads=1).pace().decode_threads == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what threads are bound to")
+@pytest.mark.skipif(cores() == 1, reason="on one core every thread is bound to it")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_engines_that_share_the_cores_do_not_all_sit_on_the_first(processes: int) -> None:
+    """OpenVINO binds its threads to cores, counted from the first in each process."""
+    code = (
+        "import sys; from pathlib import Path; from engine.heads import stack; "
+        "from tests.bundles import graph, pictures, small_head; "
+        "from engine.backend_openvino import OpenVinoBackend; from engine.streams import share_cores; "
+        "share_cores(int(sys.argv[1])); backend = OpenVinoBackend(graph(), precision='fp32', streams=1); "
+        "backend.infer(pictures(2), *stack([small_head()])); "
+        "texts = [path.read_text() for path in Path('/proc/self/task').glob('*/status')]; "
+        "print(len({line for text in texts for line in text.splitlines() if line.startswith('Cpus_allowed_list')}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(processes)], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) == 1) is (processes > 1), "one mask for all threads, or some are bound"
 
 
 def test_each_worker_is_an_instance_of_its_own_the_same_after_a_restart() -> None:
@@ -58,16 +77,16 @@ def test_a_gpu_is_not_shared_by_engines_unless_told_to(monkeypatch: pytest.Monke
     assert not computes_on_cpu("tensorrt-int8")
     monkeypatch.setattr("consumer.workers.tensorrt_is_installed", lambda: True)
     assert not computes_on_cpu("auto")
-    monkeypatch.setattr("consumer.workers.usable_cores", lambda: [0, 2, 5])
+    monkeypatch.setattr("consumer.workers.cores", lambda: 3)
     assert how_many(Settings("b", backend="openvino")) == 3
 
 
 def test_settings_arrive_as_they_were_with_their_secrets_off_the_command_line() -> None:
     options = TensorRTOptions(plans=Path("plans"))
     settings = Settings("b", client={"sasl_plain_password": "secret"}, tensorrt=options, deadline_s=0.5)
-    stream = io.BytesIO(instructions(4, [2, 3], settings))
+    stream = io.BytesIO(instructions(4, 6, settings))
     order = json.loads(stream.readline())
-    assert {"worker": 4, "cores": [2, 3]}.items() <= order.items()
+    assert {"worker": 4, "workers": 6}.items() <= order.items()
     assert pickle.loads(stream.read(order["bytes"])) == settings  # noqa: S301 - our own
     assert stream.read() == b""
 
