@@ -42,8 +42,8 @@ def test_workers_share_the_cores_and_bind_to_none(monkeypatch: pytest.MonkeyPatc
 def test_engines_that_share_the_cores_do_not_all_sit_on_the_first(processes: int) -> None:
     """OpenVINO binds its threads to cores, counted from the first in each process."""
     code = (
-        "import sys; from pathlib import Path; from tests.bundles import graph, pictures, small_head; "
-        "from engine.heads import stack; "
+        "import sys; from pathlib import Path; from engine.heads import stack; "
+        "from tests.bundles import graph, pictures, small_head; "
         "from engine.backend_openvino import OpenVinoBackend; from engine.streams import share_cores; "
         "share_cores(int(sys.argv[1])); backend = OpenVinoBackend(graph(), precision='fp32', streams=1); "
         "backend.infer(pictures(2), *stack([small_head()])); "
