@@ -38,20 +38,19 @@ def test_workers_share_the_cores_and_bind_to_none(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what threads are bound to")
 @pytest.mark.skipif(cores() == 1, reason="on one core every thread is bound to it")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_engines_that_share_the_cores_do_not_all_sit_on_the_first(processes: int) -> None:
-    """OpenVINO binds its threads to cores, counted from the first in each process."""
+def test_engines_that_share_the_cores_do_not_all_sit_on_the_first() -> None:
+    """OpenVINO may bind its threads to cores, counted from the first in each process; whether it does is up to it."""
     code = (
-        "import sys; from pathlib import Path; from engine.heads import stack; "
+        "from pathlib import Path; from engine.heads import stack; "
         "from tests.bundles import graph, pictures, small_head; "
         "from engine.backend_openvino import OpenVinoBackend; from engine.streams import share_cores; "
-        "share_cores(int(sys.argv[1])); backend = OpenVinoBackend(graph(), precision='fp32', streams=1); "
+        "share_cores(2); backend = OpenVinoBackend(graph(), precision='fp32', streams=1); "
         "backend.infer(pictures(2), *stack([small_head()])); "
         "texts = [path.read_text() for path in Path('/proc/self/task').glob('*/status')]; "
         "print(len({line for text in texts for line in text.splitlines() if line.startswith('Cpus_allowed_list')}))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(processes)], capture_output=True, text=True, check=True)
-    assert (int(done.stdout) == 1) is (processes > 1), "one mask for all threads, or some are bound"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1, "one mask for all threads"
 
 
 def test_each_worker_is_an_instance_of_its_own_the_same_after_a_restart() -> None:
