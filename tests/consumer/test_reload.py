@@ -417,8 +417,8 @@ def test_fifty_swaps_take_no_memory(tmp_path: Path, backend: str, kind: str, lea
     The allocator settles within the first forty, at a few MiB more than one engine takes.
     """
     command = [sys.executable, "-c", SWAPS_AND_THEIR_MEMORY, str(tmp_path / "b"), backend, kind, leak]
-    # Every engine is opened on a new thread. With an arena for each of some threads, as glibc has by default, what one of
-    # them frees does not serve the next, and the memory climbs in steps for sixty swaps or more before it stays.
+    # Every engine is opened on a new thread. With an arena for each of some threads, as glibc has by default, what one
+    # of them frees does not serve the next, and the memory climbs in steps for sixty swaps or more before it stays.
     one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=one_arena)
     assert done.returncode == 0, done.stderr
