@@ -26,6 +26,7 @@ from engine.preprocess import preprocess
 from engine.specs import ImageSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GOLDEN_IMAGES = 6
@@ -62,9 +63,31 @@ def at_locations(cells: np.ndarray, featurizer: FeaturizerSpec, rows: int, colum
     return np.concatenate([own.reshape(n, rows, columns, fine), shared], axis=3).reshape(n, rows * columns, -1)
 
 
-def test_graph_answers_as_the_original_network_at_every_block(golden: tuple[np.ndarray, dict[str, np.ndarray]]) -> None:
+def plain_onnxruntime(graph: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The graph's own operators. The kernels that serve are three times faster and pass the bound at block 4 by 3e-5."""
+    return run(graph, {"images": images}, plain=True)
+
+
+def serving_openvino(graph: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The kernels that `auto` serves fp32 with, one image at a time as it does."""
+    from engine.backend_openvino import compile_graph  # noqa: PLC0415 - not at collection
+
+    compiled = compile_graph(graph, "fp32", {"NUM_STREAMS": "1"}, batch=1)
+    names = [port.get_any_name() for port in compiled.outputs]
+    request = compiled.create_infer_request()
+    rows = []
+    for image in images:
+        request.infer({"images": image[None]})
+        rows.append([request.get_output_tensor(index).data.copy() for index in range(len(names))])
+    return {name: np.concatenate(row) for name, row in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+@pytest.mark.parametrize("computed", [plain_onnxruntime, serving_openvino])
+def test_graph_answers_as_the_original_network_at_every_block(
+    golden: tuple[np.ndarray, dict[str, np.ndarray]], computed: Callable[[bytes, np.ndarray], dict[str, np.ndarray]]
+) -> None:
     images, answers = golden
-    outputs = run(build_reference_graph(SQUARE), {"images": images}, plain=True)
+    outputs = computed(build_reference_graph(SQUARE), images)
     assert np.abs(outputs["embedding"] - answers["embedding"]).max() < 1e-4
     for index in range(len(architecture("efficientnet-lite0").blocks)):
         block = outputs[f"block{index:02d}"].astype(np.float64)
