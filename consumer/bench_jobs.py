@@ -65,7 +65,7 @@ def _null(job: dict[str, Any]) -> int:
     from consumer.workers import run_workers  # noqa: PLC0415 - as above
 
     settings = Settings(bundle="none", **job)
-    log_to_stderr("text")
+    log_to_stderr(settings.log_format)
     workers = settings.workers or 1
     if workers > 1:
         run_workers(settings, workers, command=[*COMMAND, "worker", "{}"])

@@ -7,6 +7,7 @@ run, so that starting, joining and ending do not count; processor time from the 
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import statistics
@@ -56,6 +57,9 @@ DIFFERENT = 64
 BEGIN, END = 0.2, 0.8
 """The middle of a run: the part of its verdicts that is measured."""
 
+SETTLED = 0.6
+"""A change of owners before this part of the verdicts moves the beginning; one behind it belongs to the end."""
+
 IDLE_EXIT_S = 1.0
 RUN_S = 180.0
 SAMPLE_S = 0.05
@@ -76,11 +80,11 @@ class Plan:
         alone_s: of each measurement of decoding and inference alone.
     """
 
-    frames: int = 3000
+    frames: int = 4000
     rounds: int = 3
     partitions: int = 4
     workers: int = 2
-    batch_size: int = 8
+    batch_size: int = 32
     backend: str = "auto"
     alone_s: float = 1.0
 
@@ -260,6 +264,7 @@ def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callab
             "http_port": None,
             "idle_exit_s": IDLE_EXIT_S,
             "workers": workers,
+            "log_format": "json",
         }
         return [*COMMAND, "null", json.dumps(job)]
 
@@ -276,6 +281,7 @@ def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callab
             "http-port": -1,
             "idle-exit-s": IDLE_EXIT_S,
             "workers": workers,
+            "log-format": "json",
         }
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         if cluster.client:
@@ -319,8 +325,11 @@ def _run(command: Sequence[str], cluster: Cluster, verdicts: str, frames: int, f
         said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         msg = f"{verdicts} got {len(times)} verdicts for {frames} frames; it wrote last: {said}"
         raise ChildError(msg)
-    first, last = int(len(times) * BEGIN), int(len(times) * END)
-    begin_s, stop_s = times[first], times[last]
+    last = int(len(times) * END)
+    stop_s = times[last]
+    settled_s = _settled_s(log, before_s=times[int(len(times) * SETTLED)])
+    first = max(int(len(times) * BEGIN), bisect.bisect(times, settled_s))
+    begin_s = times[first]
     answered = last - first
     at = np.array(samples)
     own_s, broker_s = (
@@ -329,6 +338,23 @@ def _run(command: Sequence[str], cluster: Cluster, verdicts: str, frames: int, f
     )
     broker_us = broker_s / answered * 1e6 if cluster.broker_pid is not None else None
     return Run(answered / (stop_s - begin_s), own_s / answered * 1e6, broker_us)
+
+
+def _settled_s(log: Path, *, before_s: float) -> float:
+    """When a partition last had another owner, by what our consumers log; 0 where nothing is said of it before then.
+
+    Workers do not join at the same moment, and until all have their partitions, it is not all of them that is measured.
+    """
+    settled_s = 0.0
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+            at_s, what = float(event["at"]), str(event["what"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if what.startswith("partitions ") and at_s < before_s:
+            settled_s = max(settled_s, at_s)
+    return settled_s
 
 
 def _cpu_s(pid: int) -> float:

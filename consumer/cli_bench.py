@@ -28,11 +28,11 @@ Examples:
     metavar="FILE",
     help="TLS and SASL settings of the Kafka client.",
 )
-@click.option("--frames", default=3000, type=click.IntRange(min=200), help="Frames on the topic.")
+@click.option("--frames", default=4000, type=click.IntRange(min=200), help="Frames on the topic.")
 @click.option("--rounds", default=3, type=click.IntRange(min=1), help="Runs of each contestant.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers of our consumer.  [default: the cores]")
 @click.option("--partitions", default=4, type=click.IntRange(min=1), help="Partitions of the topic.")
-@click.option("--batch-size", default=8, type=click.IntRange(min=1), help="Frames in our largest batch.")
+@click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Frames in our largest batch.")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def stream(

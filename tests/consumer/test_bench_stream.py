@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from click.testing import CliRunner
 
 import framegate
 from consumer.bench_jobs import NullJudge
-from consumer.bench_stream import HEIGHT_PX, WIDTH_PX, Plan, _cpu_s, bench_stream, jpegs
+from consumer.bench_stream import HEIGHT_PX, WIDTH_PX, Plan, _cpu_s, _settled_s, bench_stream, jpegs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def test_frames_are_what_the_bench_says_they_are() -> None:
@@ -55,6 +57,20 @@ def test_it_is_a_verb_below_bench_with_the_engines_own() -> None:
     assert "engine" in result.output
     text = CliRunner().invoke(framegate.cli, ["bench", "stream", "--help"]).output
     assert "--bootstrap-servers" in text
+
+
+def test_the_middle_of_a_run_begins_when_all_workers_have_their_partitions(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    events = [
+        (5.0, "partitions assigned: f-0, f-1"),
+        (7.5, "partitions revoked: f-1"),
+        (8.0, "partitions assigned: f-1"),
+    ]
+    events += [(9.0, "the source is ready"), (20.0, "partitions assigned: f-0")]
+    lines = [json.dumps({"at": at_s, "what": what}) for at_s, what in events]
+    log.write_text("\n".join(["not JSON", "[1]", *lines]))
+    assert _settled_s(log, before_s=15.0) == 8.0, "the last belongs to the end"
+    assert _settled_s(log, before_s=1.0) == 0.0
 
 
 @pytest.mark.slow
