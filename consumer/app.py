@@ -82,11 +82,12 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
+    loader = loader_of(settings)
     workers = how_many(settings)
     if workers > 1:
+        loader.check()
         run_workers(settings, workers)
         return
-    loader = loader_of(settings)
     with EngineJudge(loader.load()) as judge:
         serve(settings, judge, beside=partial(_attend, settings, loader, judge), instruments=instruments)
 

@@ -156,6 +156,19 @@ class Loader:
             return look
         return look | {location: _sight_of(location) for location in self._locations(routing)}
 
+    def check(self) -> None:
+        """See that what is named is there and fits, without opening an engine: before others are started to load it.
+
+        Raises:
+            SettingsError, BundleError: as `load`.
+        """
+        routing = self._read_routing()
+        bundles = {location: open_bundle(location) for location in self._locations(routing)}
+        for rule in routing.rules:
+            bundle = bundles[rule.bundle]
+            rule.operating_point(bundle.head.operating_point)
+            rule.image_spec(bundle.image)
+
     def load(self, before: Lineup | None = None, look: Look | None = None) -> Lineup:
         """A lineup of what lies there now.
 

@@ -61,6 +61,7 @@ def test_each_station_is_judged_by_its_own_bundle_also_after_it_was_replaced(
         alone.predictions(tmp_path / place, payloads)
 
     options = ["--routing", str(tmp_path / "routes.toml"), "--shadow", str(tmp_path / "shadow"), "--watch-s", "0.2"]
+    options += ["--workers", "1"]  # each worker counts its own reloads
     with Line(embedded_broker.bootstrap_servers, tmp_path / "work", unique) as line:
         consumer = line.consumer(None, *options, "--backend", "onnxruntime", "--log-format", "json")
         sent = [line.cameras(stations)]
@@ -105,11 +106,37 @@ def test_each_station_is_judged_by_its_own_bundle_also_after_it_was_replaced(
     assert "reloaded in" in log
 
 
-def test_a_bad_routing_file_ends_the_start_with_one_line_and_2(tmp_path: Path) -> None:
+def test_every_worker_takes_a_new_bundle_over_when_the_supervisor_is_asked_to_look(
+    embedded_broker: RunningBroker, unique: str, tmp_path: Path
+) -> None:
+    first = put(tmp_path / "one", bundle_of(1))
+    stations = {f"station-{number}": tmp_path / "cameras" / str(number) for number in range(6)}
+    for number, folder in enumerate(stations.values()):
+        folder.mkdir(parents=True)
+        for image, payload in enumerate(jpegs(4, seed=number)):
+            (folder / f"{image}.jpg").write_bytes(payload)
+    options = ["--watch-s", "0", "--workers", "2", "--backend", "onnxruntime"]
+    with Line(embedded_broker.bootstrap_servers, tmp_path / "work", unique) as line:
+        consumer = line.consumer(tmp_path / "one", *options)
+        sent = len(line.cameras(stations))
+        before = line.collect(sent)
+        second = put(tmp_path / "one", bundle_of(2))
+        os.kill(consumer.pid, signal.SIGHUP)
+        wait_for(line, "framegate_reloads_total", 2)
+        line.cameras(stations)
+        after = line.collect(2 * sent)[sent:]
+        consumer.terminate()
+        consumer.wait(30)
+    assert {v["model"]["digest"] for v in before} == {first.digest}
+    assert {v["model"]["digest"] for v in after} == {second.digest}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bad_routing_file_ends_the_start_with_one_line_and_2(tmp_path: Path, workers: str) -> None:
     file = tmp_path / "routes.toml"
     file.write_text("[[route]]\nstation = 'a'\nbundle = 'b'\nroi = [1, 0, 0, 1]\n")
     done = subprocess.run(
-        [sys.executable, "-m", "framegate", "run", "--routing", str(file)],
+        [sys.executable, "-m", "framegate", "run", "--routing", str(file), "--workers", workers],
         capture_output=True,
         text=True,
         check=False,
