@@ -31,6 +31,7 @@ from consumer.delivery import Delivery
 from consumer.errors import BrokerError
 from consumer.events import Position
 from consumer.kafka_client import close_producer, idempotent_producer, plain_producer, refused, send
+from consumer.kafka_transport import read_in_large_pieces
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
 from consumer.topics import MAX_MESSAGE_BYTES
@@ -164,6 +165,7 @@ class KafkaSource:
         self._answering = True
         self._closed = False
         session_ms = int(session_timeout_s * 1000)
+        read_in_large_pieces()
         try:
             self._consumer = KafkaConsumer(
                 **connection.common(),
