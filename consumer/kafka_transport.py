@@ -2,12 +2,13 @@
 
 Version 3.0.12 asks for 4 KiB at a time, whatever lies there: some 18 system calls for a camera's frame of 70 kB, and
 for each the interpreter's lock is given away and waited for among the threads that decode. There is no setting for it.
-Measured beside two of those: 588 us of processor time a frame before, 375 after, decoding among it; alone 109 and 72.
+Measured in a whole consumer without an engine: 165 us of processor time a frame on the client's thread before, 128 after.
 """
 
 from __future__ import annotations
 
 import ssl
+import threading
 from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaConnectionError
@@ -16,8 +17,10 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 if TYPE_CHECKING:
     from kafka.errors import KafkaError
 
-PIECE_BYTES = 64 * 1024
-"""A larger one is allocated for nothing: a socket's buffer seldom holds more."""
+PIECE_BYTES = 256 * 1024
+"""What is taken at once: as much as a socket's buffer holds when it is full."""
+
+_reading = threading.local()
 
 
 def read_in_large_pieces() -> None:
@@ -26,20 +29,33 @@ def read_in_large_pieces() -> None:
         transport._sock_recv = _receive  # noqa: SLF001 - as said above
 
 
-def _receive(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
-    """Everything that is there, and why there will be no more, if so: what the method it replaces gives."""
-    pieces: list[bytes] = []
+def _receive(transport: KafkaTCPTransport) -> tuple[memoryview, KafkaError | None]:
+    """What is there, about a piece of it, and why there will be no more, if so: as the method it replaces.
+
+    The view is good until this thread reads again: the client copies it into the answer that it belongs to at once.
+    """
+    if not hasattr(_reading, "piece"):
+        _reading.piece = bytearray(PIECE_BYTES)
+    piece: bytearray = _reading.piece
+    sock = transport._sock  # noqa: SLF001 - the same
+    filled = 0
     trouble: KafkaError | None = None
     while True:
+        if filled == len(piece):
+            # What TLS has taken from the socket and keeps back wakes nobody: it has to be taken now.
+            kept_back = sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
+            if not kept_back:
+                break
+            piece = _reading.piece = piece + bytes(kept_back)
         try:
-            piece = transport._sock.recv(PIECE_BYTES)  # noqa: SLF001 - the same
+            received = sock.recv_into(memoryview(piece)[filled:])
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             break
         except OSError as error:
             trouble = KafkaConnectionError(error)
             break
-        if not piece:
+        if not received:
             trouble = KafkaConnectionError("socket disconnected")
             break
-        pieces.append(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces), trouble
+        filled += received
+    return memoryview(piece)[:filled], trouble

@@ -6,6 +6,7 @@ import inspect
 import select
 import socket
 import struct
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,10 +30,10 @@ class Counted:
         self.reads = 0
         self._sock = sock
 
-    def recv(self, size: int) -> bytes:
-        piece = self._sock.recv(size)
+    def recv_into(self, buffer: memoryview) -> int:
+        received = self._sock.recv_into(buffer)
         self.reads += 1
-        return piece
+        return received
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def receive(kind: Any, sock: Any) -> tuple[bytes, Exception | None]:
     transport = kind.__new__(kind)
     transport._sock = sock
     received, trouble = transport._sock_recv()
-    return received, trouble
+    return bytes(received), trouble
 
 
 @pytest.mark.parametrize("kind", [KafkaTCPTransport, KafkaSSLTransport])
@@ -71,6 +72,22 @@ def test_a_frame_comes_whole_in_a_few_reads(
     assert got == FRAME
     assert counted.reads < len(FRAME) // 4096, "no better than the client's own pieces"
     assert receive(kind, counted) == (b"", None)
+
+
+def test_more_than_a_piece_comes_in_several(ends: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = ends
+    sent = FRAME * 20
+    sending = threading.Thread(target=theirs.sendall, args=(sent,))
+    sending.start()
+    got = b""
+    while len(got) < len(sent):
+        select.select([ours], [], [], 10)
+        received, trouble = receive(KafkaTCPTransport, ours)
+        assert trouble is None
+        assert len(received) <= PIECE_BYTES
+        got += received
+    sending.join(10)
+    assert got == sent
 
 
 def test_what_came_before_the_end_is_kept(ends: tuple[socket.socket, socket.socket]) -> None:
