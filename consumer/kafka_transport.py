@@ -2,7 +2,7 @@
 
 Version 3.0.12 asks for 4 KiB at a time, whatever lies there: some 18 system calls for a camera's frame of 70 kB, and
 for each the interpreter's lock is given away and waited for among the threads that decode. There is no setting for it.
-Measured in a whole consumer without an engine: 165 us of processor time a frame on the client's thread before, 128 after.
+Measured in a consumer without an engine: 165 us of processor time a frame on the client's thread before, 128 after.
 """
 
 from __future__ import annotations
