@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from engine.prediction import ScoredBatch
 
 COMMAND = (sys.executable, "-m", "consumer.bench_jobs")
-SPEC = ImageSpec(160, 160)
+SPEC = ImageSpec(160, 160, jpeg="scaled")
+"""As a bundle that is trained now has it. The plain loop decodes whole and resizes, as people do."""
 
 
 class NullJudge(BrightnessJudge):
