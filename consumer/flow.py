@@ -225,6 +225,10 @@ class Flow:
             log.warning("%d verdicts were given up and their frames are judged again: %s", self._given_up, why)
             self._given_up, self._given_up_at_s = 0, now_s
 
+    def use(self, policy: BatchPolicy) -> None:
+        """From the next batch on, take them by this policy."""
+        self._batcher.policy = policy
+
     def flush(self) -> None:
         """Nothing more will come: from now on batches are taken without waiting for company."""
         self._flushing = True
