@@ -36,6 +36,7 @@ class EngineJudge:
     """See `Judge`. A context manager: leaving it closes every engine.
 
     Attributes:
+        largest_batch: images in the largest batch that is worth taking now; None: not warm yet.
         shadow: what the candidate is shown to; None: the lineup's candidate, if any, is not asked.
     """
 
@@ -44,6 +45,7 @@ class EngineJudge:
         self._now = lineup
         self._swapping = threading.Lock()
         self._out = 0
+        self.largest_batch: int | None = None
         self.shadow: Shadow | None = None
 
     @property
@@ -51,13 +53,18 @@ class EngineJudge:
         """Who judges the next frames."""
         return self._now
 
-    def swap(self, lineup: Lineup) -> None:
+    def swap(self, lineup: Lineup, largest_batch: int | None = None) -> None:
         """From the next frame on, this lineup judges. Frames that have a route keep it, and it its engine.
 
         From any thread. Takes the lineup over; the one before is closed.
+
+        Args:
+            lineup: warm.
+            largest_batch: what `Lineup.warm` said; None: as before.
         """
         with self._swapping:
             before, self._now = self._now, lineup
+            self.largest_batch = largest_batch or self.largest_batch
         before.close()
 
     def route(self, station: str) -> Route | None:
@@ -76,9 +83,10 @@ class EngineJudge:
         """See `Judge`."""
         return tuple(self._now.seats.values())
 
-    def warm(self, largest: int) -> None:
+    def warm(self, largest: int | None, most: int) -> int:
         """See `Judge`."""
-        self._now.warm(largest)
+        self.largest_batch = self._now.warm(largest, most)
+        return self.largest_batch
 
     def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
         """See `Judge`."""
@@ -96,9 +104,8 @@ class EngineJudge:
         if shadow is not None:
             shadow.engine_works()
         try:
-            parts = [
-                _part(frames, *group, shadowed=shadow is not None) for group in _groups(frames, shadow is not None)
-            ]
+            shadowed = shadow is not None
+            parts = [_part(frames, *group, shadowed=shadowed) for group in _groups(frames, shadowed=shadowed)]
         except BaseException:
             self._rest(shadow)
             raise
@@ -230,8 +237,8 @@ def _seat(frame: Decoded) -> Seat:
     return cast("Seat", frame.route)
 
 
-def _groups(frames: Sequence[Decoded], shadowed: bool) -> list[tuple[Lane, list[int]]]:
-    """The frames' places by engine; more than one group of an engine only where it takes no more heads at once."""
+def _groups(frames: Sequence[Decoded], *, shadowed: bool) -> list[tuple[Lane, list[int]]]:
+    """The frames' places by engine; more groups of an engine only where it takes no more heads, or images, at once."""
     groups: list[tuple[Lane, list[int]]] = []
     last: dict[Lane, int] = {}
     heads: dict[Lane, set[str]] = {}
@@ -239,7 +246,8 @@ def _groups(frames: Sequence[Decoded], shadowed: bool) -> list[tuple[Lane, list[
         seat = _seat(frame)
         wanted = set(_columns([seat], shadowed=shadowed))
         together = heads.get(seat.lane, set()) | wanted
-        if seat.lane not in last or len(together) > seat.lane.most_heads:
+        full = seat.lane in last and len(groups[last[seat.lane]][1]) >= seat.lane.largest
+        if seat.lane not in last or full or len(together) > seat.lane.most_heads:
             last[seat.lane] = len(groups)
             groups.append((seat.lane, []))
             together = wanted

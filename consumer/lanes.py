@@ -15,6 +15,7 @@ import numpy as np
 from consumer.events import EngineRef
 from engine.agreement import compare
 from engine.backend import SLOTS, Features
+from engine.batch_cost import measure
 from engine.errors import BundleError, FramegateError, WorkError
 from engine.heads import stack
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from engine.backend import Backend, Ticket
+    from engine.batch_cost import CostCurve
     from engine.bundle import Bundle, Reference
     from engine.heads import Head
 
@@ -85,6 +87,7 @@ class Lane:
         engine: what computes.
         largest: images in the largest batch.
         most_heads: heads in one batch, at most.
+        costs: what a batch takes by its size; None: not measured.
     """
 
     def __init__(self, featurizer: str, backend: Backend) -> None:
@@ -94,6 +97,7 @@ class Lane:
         self.largest = backend.profile.largest
         # A TensorRT plan is built for so many; a processor takes any number.
         self.most_heads: float = getattr(backend, "most_heads", math.inf)
+        self.costs: CostCurve | None = None
         self._backend = backend
         self._warm_to = 0
         self._best_ahead: int = getattr(backend, "in_flight", SLOTS)
@@ -202,16 +206,41 @@ class Lane:
             largest: images in the largest batch.
             gently: rest after each for as long as it took: another lane judges meanwhile, perhaps on the same cores.
         """
-        channels = self._backend.inputs[1].shape[0] or 0
-        weights, biases = np.zeros((channels, 1), np.float32), np.zeros(1, np.float32)
-        sides = tuple(side or 0 for side in self.image_shape)
         for size in range(self._warm_to + 1, largest + 1):
             began_s = time.monotonic()
-            with self._as_guest():
-                self._submit(np.zeros((size, *sides), np.uint8), weights, biases).features()
+            self._infer_blank(size)
             self._warm_to = size
             if gently:
                 time.sleep(time.monotonic() - began_s)
+
+    def measure(self, most: int, *, gently: bool = False) -> CostCurve:
+        """What batches take by their size; measured once in a lane's life.
+
+        Args:
+            most: images in the largest batch that may be wanted; no larger one is tried.
+            gently: as in `warm`.
+        """
+        if self.costs is None:
+            self.costs = measure(
+                self._infer_blank,
+                min(most, self.largest),
+                clock=time.perf_counter,
+                rest=time.sleep if gently else lambda _s: None,
+            )
+            told = ", ".join(
+                f"{size}: {seconds * 1e3:.2f} ms"
+                for size, seconds in zip(self.costs.sizes, self.costs.seconds, strict=True)
+            )
+            log.info("batches on %s take %s; up to %d are worth it", self.engine.device, told, self.costs.worth)
+        return self.costs
+
+    def _infer_blank(self, size: int) -> None:
+        """One batch of black images under one head."""
+        channels = self._backend.inputs[1].shape[0] or 0
+        weights, biases = np.zeros((channels, 1), np.float32), np.zeros(1, np.float32)
+        sides = tuple(side or 0 for side in self.image_shape)
+        with self._as_guest():
+            self._submit(np.zeros((size, *sides), np.uint8), weights, biases).features()
 
     def try_head(self, bundle: Bundle) -> None:
         """See that a bundle's head fits, on one image of noise: all that a head has is looked at, unlike with a blank.

@@ -17,6 +17,7 @@ from consumer.events import EngineRef, ModelRef
 from consumer.ports import Begun, Fetched, Route, TenureChange
 from consumer.tenure import Partition
 from engine.prediction import OperatingPoint, Prediction, ScoredBatch
+from engine.specs import BatchProfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -444,8 +445,9 @@ class BrightnessJudge:
         """See `Judge`."""
         return (self._route,)
 
-    def warm(self, largest: int) -> None:
-        """See `Judge`. Nothing here is slower the first time."""
+    def warm(self, largest: int | None, most: int) -> int:
+        """See `Judge`. Nothing here is slower the first time, or in company."""
+        return largest or min(most, BatchProfile().best)
 
     def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:  # noqa: ARG002 - there is one
         """See `Judge`."""

@@ -143,6 +143,10 @@ class Pipeline:
         self._signals += 1
         self._inbox.put(_nothing)
 
+    def use(self, policy: BatchPolicy) -> None:
+        """From the next batch on, take them by this policy. From any thread: an engine may have been replaced."""
+        self._inbox.put(partial(self.flow.use, policy))
+
     def run(self) -> None:
         """Judge frames until `stop`, an idle exit, or a failure.
 

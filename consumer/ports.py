@@ -255,10 +255,17 @@ class Judge(Protocol):
         """Every route that a frame could take now. They are only to be looked at."""
         ...
 
-    def warm(self, largest: int) -> None:
-        """Compute once in every size of batch up to `largest`: the first of a size can take far longer than the next.
+    def warm(self, largest: int | None, most: int) -> int:
+        """Compute once in every size of batch that will be scored: the first can take far longer than the next.
 
         Called before the first `score`.
+
+        Args:
+            largest: images in the largest batch; None: whatever is worth taking, as the engine's times tell.
+            most: with None, the largest that may be wanted.
+
+        Returns:
+            Images in the largest batch: `largest` where it is given.
         """
         ...
 

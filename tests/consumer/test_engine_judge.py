@@ -12,12 +12,14 @@ import pytest
 
 from consumer.engine_judge import EngineJudge
 from consumer.errors import SettingsError
-from consumer.lineup import Lineup, Seat
+from consumer.lineup import Lineup, Loader, Seat
 from consumer.ports import Decoded
 from consumer.shadow import Shadow
+from engine.backbone import FeaturizerSpec, inputs
+from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.bundle import open_bundle, write_bundle
 from engine.errors import BundleError, FrameError
-from engine.specs import ImageSpec
+from engine.specs import BatchProfile, ImageSpec
 from tests.bundles import small_bundle, small_head
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from consumer.lanes import Lane
+    from engine.backend import Backend
+    from engine.bundle import Bundle
     from engine.prediction import ScoredBatch
 
 ROUTES = """
@@ -213,6 +218,77 @@ def test_an_engine_that_takes_few_heads_gets_several_batches(plant: Path) -> Non
         for lane in judge.lineup.lanes:
             lane.most_heads = 1
         assert judge_frames(judge, stations, payloads).predictions == expected
+
+
+def test_an_engine_that_takes_few_images_gets_several_batches(plant: Path) -> None:
+    payloads = jpegs(5)
+    stations = ["one", "two-a", "one", "wide", "one"]
+    with EngineJudge(loader(routing=plant / "routes.toml").load()) as judge:
+        expected = judge_frames(judge, stations, payloads).predictions
+        for lane in judge.lineup.lanes:
+            lane.largest = 2
+        sizes: list[int] = []
+        for lane in judge.lineup.lanes:
+            lane.submit = noting(lane, sizes)  # type: ignore[method-assign] # looked in on
+        assert judge_frames(judge, stations, payloads).predictions == expected
+        assert sorted(sizes) == [1, 2, 2]
+
+
+def noting(lane: Lane, sizes: list[int]) -> Callable[..., Any]:
+    """Its `submit`, that notes how many images came."""
+    submit = lane.submit
+
+    def noted(images: np.ndarray, heads: Any) -> Any:
+        sizes.append(len(images))
+        return submit(images, heads)
+
+    return noted
+
+
+# How large batches are.
+
+
+def costly(costs: dict[str, BatchCost], largest: dict[str, int] | None = None) -> Callable[[Bundle], Backend]:
+    """Opens engines that take a time each of their own, by the bundle's name."""
+
+    def opened(bundle: Bundle) -> Backend:
+        spec = FeaturizerSpec()
+        profile = BatchProfile(1, 1, (largest or {}).get(bundle.name, 64))
+        return ModelledBackend(inputs(spec, bundle.image), spec.pooled_size, costs[bundle.name], profile=profile)
+
+    return opened
+
+
+SHARED, ALONE = BatchCost(0.004, 0.00001), BatchCost(0.0, 0.004)
+"""Of a batch's time: nearly all of it is shared; none is."""
+
+
+def test_the_largest_batch_is_what_the_engine_finds_worth_it(plant: Path) -> None:
+    with EngineJudge(Loader(costly({"seed-1": SHARED}), bundle=str(plant / "one"), largest=None).load()) as judge:
+        assert judge.largest_batch is None
+        assert judge.warm(None, 16) == judge.largest_batch == 16
+        (lane,) = judge.lineup.lanes
+        measured = lane.costs
+        assert measured is not None
+        assert measured.sizes == (1, 2, 4, 8, 16)
+        assert measured.cost_s(8) >= SHARED.seconds(8) * 0.99
+        assert judge.warm(None, 16) == 16
+        assert lane.costs is measured, "measured once in its life"
+
+
+def test_what_is_told_is_taken_and_nothing_measured(plant: Path) -> None:
+    with EngineJudge(Loader(costly({"seed-1": ALONE}), bundle=str(plant / "one"), largest=None).load()) as judge:
+        assert judge.warm(3, 16) == 3
+        assert judge.lineup.lanes[0].costs is None
+
+
+def test_of_several_engines_the_one_that_gains_most_decides_as_far_as_all_take_it(plant: Path) -> None:
+    costs = {"seed-1": SHARED, "seed-2": SHARED, "seed-3": ALONE}
+    for largest, expected in (({}, 16), ({"seed-3": 8}, 8)):
+        load = Loader(costly(costs, largest), routing=plant / "routes.toml", largest=None, must_agree=False)
+        with EngineJudge(load.load()) as judge:
+            assert judge.warm(None, 16) == expected
+            assert [lane._warm_to for lane in judge.lineup.lanes] == [expected] * 2, "warm in every size it may get"
 
 
 # Swapping: routes taken before go on, engines close when the last of them is given back.

@@ -20,9 +20,12 @@ from consumer.budget import Limits
 from consumer.clock import SystemClock
 from consumer.engine_judge import EngineJudge
 from consumer.events import Frame, Position
+from consumer.lineup import Loader
 from consumer.memory_io import MemoryDeadLetters, MemoryLog, MemorySink, MemorySource, MemoryWatcher
 from consumer.pipeline import Pace, Pipeline, Ports
 from consumer.reload import Reloader
+from engine.backbone import FeaturizerSpec, inputs
+from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.batcher import BatchPolicy
 from engine.bundle import open_bundle, write_bundle
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
@@ -30,7 +33,6 @@ from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from consumer.lineup import Loader
     from engine.backend import Backend
     from engine.bundle import Bundle
 
@@ -86,6 +88,27 @@ def test_a_bundle_that_is_replaced_is_loaded_once(tmp_path: Path) -> None:
         assert watch.names() == ["seed-2"]
         assert watch.reloader.look() is None
         assert watch.outcomes == ["loaded"]
+
+
+def test_a_new_engine_brings_its_own_largest_batch(tmp_path: Path) -> None:
+    def opened(bundle: Bundle) -> Backend:
+        cost = BatchCost(0.004, 0.0) if bundle.name == "seed-3" else BatchCost(0.0, 0.004)
+        spec = FeaturizerSpec()
+        return ModelledBackend(inputs(spec, bundle.image), spec.pooled_size, cost)
+
+    put(tmp_path / "b", bundle_of(1))
+    load = Loader(opened, bundle=str(tmp_path / "b"), largest=None, must_agree=False)
+    with EngineJudge(load.load()) as judge:
+        assert judge.warm(None, 8) == 2
+        told: list[int | None] = []
+        reloader = Reloader(
+            load, judge, largest=None, most=8, told=lambda _: told.append(judge.largest_batch), settle=lambda _: None
+        )
+        put(tmp_path / "b", bundle_of(2))
+        assert reloader.look() == "loaded"
+        put(tmp_path / "b", bundle_of(3, wide=True))
+        assert reloader.look() == "loaded"
+    assert told == [2, 8], "known by the time that it is told"
 
 
 def test_a_zip_is_watched_as_a_folder_is(tmp_path: Path) -> None:
