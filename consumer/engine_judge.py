@@ -172,12 +172,10 @@ class _Part:
 
     Attributes:
         places: of its frames in the batch.
-        images: (n, h, w, 3) uint8, in the order of the places.
         columns: of the heads, by their bundles' digests.
     """
 
     places: list[int]
-    images: NDArray[np.uint8]
     columns: Mapping[str, int]
     computing: Computing
 
@@ -195,10 +193,10 @@ class _Begun(Begun):
 def _part(frames: Sequence[Decoded], lane: Lane, places: list[int], *, shadowed: bool) -> _Part:
     """Give an engine its part of a batch."""
     together = [frames[place] for place in places]
-    images = np.stack([frame.image for frame in together])
+    images = np.stack([frame.image for frame in together])  # (n, h, w, 3) uint8
     heads = _columns([_seat(frame) for frame in together], shadowed=shadowed)
     columns = {digest: column for column, digest in enumerate(heads)}
-    return _Part(places, images, columns, lane.submit(images, list(heads.values())))
+    return _Part(places, columns, lane.submit(images, list(heads.values())))
 
 
 def _predict(
@@ -210,7 +208,7 @@ def _predict(
         frame, seat = frames[place], _seat(frames[place])
         evidence = features.evidence[row : row + 1, part.columns[seat.model.digest]]
         pooled = features.pooled[row : row + 1]
-        (predictions[place],) = seat.head.predict(part.images[row : row + 1], evidence, pooled)
+        (predictions[place],) = seat.head.predict(frame.image[np.newaxis], evidence, pooled)
         if shown is not None and seat.shadow is not None:
             shown.append(_shown(frame, seat, seat.shadow, predictions[place], features, row, part.columns))
 

@@ -100,7 +100,6 @@ class Lane:
         self.costs: CostCurve | None = None
         self._backend = backend
         self._warm_to = 0
-        self._best_ahead: int = getattr(backend, "in_flight", SLOTS)
         self._out: deque[Computing] = deque()
         self._guests = 0
         self._computing = threading.Lock()
@@ -116,7 +115,7 @@ class Lane:
     @property
     def ahead(self) -> int:
         """Batches that are to be given to it at a time by whoever judges."""
-        return 1 if self._guests else self._best_ahead
+        return 1 if self._guests else SLOTS
 
     def hold(self) -> bool:
         """Need it. False: too late, the last need is over and it closes."""

@@ -47,6 +47,7 @@ def plain_loop(
     Returns:
         Frames that were answered.
     """
+    cv2.setNumThreads(-1)  # what OpenCV does by itself, and our own decoding turns off
     consumer = KafkaConsumer(
         frames,
         bootstrap_servers=bootstrap_servers,

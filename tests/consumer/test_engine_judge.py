@@ -18,7 +18,7 @@ from consumer.shadow import Shadow
 from engine.backbone import FeaturizerSpec, inputs
 from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.bundle import open_bundle, write_bundle
-from engine.errors import BundleError, FrameError
+from engine.errors import BatchError, BundleError, FrameError
 from engine.specs import BatchProfile, ImageSpec
 from tests.bundles import small_bundle, small_head
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
@@ -102,6 +102,38 @@ def test_one_featurizer_on_images_of_two_sizes_has_two_engines(plant: Path) -> N
     with EngineJudge(loader(backends, routing=plant / "routes.toml").load()) as judge:
         assert list(judge_frames(judge, stations, payloads).predictions) == expected
     assert backends.opened == ["seed-1", "tiled"]
+
+
+def begun_frames(judge: EngineJudge, stations: Sequence[str], payloads: Sequence[bytes]) -> list[Decoded]:
+    """Decoded, with their routes taken."""
+    frames = []
+    for station, payload in zip(stations, payloads, strict=True):
+        route = judge.route(station)
+        assert route is not None
+        frames.append(Decoded(station, route, judge.decode(payload, route), payload))
+    return frames
+
+
+def test_two_batches_at_once_and_a_third_alone_give_each_its_own(plant: Path) -> None:
+    payloads = jpegs(8)
+    stations = ["one", "two-a", "wide", "one", "two-b", "wide", "one", "two-a"]
+    with EngineJudge(loader(routing=plant / "routes.toml").load()) as judge:
+        assert judge.ahead == 2
+        frames = begun_frames(judge, stations, payloads)
+        expected = judge.score(frames).predictions
+        first, second = judge.begin(frames[:5]), judge.begin(frames[5:])
+        alone = judge.score(frames[2:3]).predictions
+        judge.wait(first)
+        third = judge.begin(frames[1:2])
+        assert judge.finish(first).predictions == expected[:5]
+        judge.wait(second)
+        assert judge.finish(second).predictions == expected[5:]
+        scored = judge.finish(third)
+        assert scored.predictions == expected[1:2]
+        assert scored.inference_ms > 0
+        assert alone == expected[2:3]
+        for frame in frames:
+            judge.release(frame.route)
 
 
 def test_the_route_names_the_model_that_judges(plant: Path) -> None:
@@ -388,6 +420,29 @@ def test_a_shadow_that_cannot_keep_up_is_left_out_and_holds_nothing_up(plant: Pa
         shadow.close()
         wide = next(lane for lane in judge.lineup.lanes if lane.image_shape == (64, 96, 3))
         assert wide._needs == 1, "what waited is given back"
+
+
+def test_the_engine_rests_when_no_batch_is_with_it(plant: Path, told: Told) -> None:
+    with EngineJudge(loader(bundle=str(plant / "one"), shadow=str(plant / "two")).load()) as judge:
+        shadow = judge.shadow = told.shadow()
+        frames = begun_frames(judge, ["a"] * 4, jpegs(4))
+        first, second = judge.begin(frames[:2]), judge.begin(frames[2:])
+        judge.wait(first)
+        judge.wait(first)
+        assert not shadow._resting.is_set(), "the second computes"
+        judge.finish(first)
+        judge.wait(second)
+        assert shadow._resting.is_set()
+        judge.finish(second)
+        crooked = replace(frames[0], image=frames[0].image[:32])
+        with pytest.raises(BatchError):
+            judge.begin([crooked])
+        assert shadow._resting.is_set(), "what could not be begun does not compute"
+        assert shadow.wait_done(20)
+        assert len(told.compared) == 4
+        shadow.close()
+        for frame in frames:
+            judge.release(frame.route)
 
 
 def test_a_shadow_that_fails_costs_no_verdict(plant: Path, told: Told) -> None:

@@ -639,6 +639,18 @@ def test_a_busy_engine_gets_a_second_batch_only_when_it_is_full() -> None:
     assert bench.offsets() == list(range(6))
 
 
+def test_an_engine_that_takes_two_batches_gets_a_full_one_behind_them() -> None:
+    bench = Bench(policy=BatchPolicy(2, 0.0, 2))
+    bench.judge.ahead = 2
+    bench.put(*range(20, 29))
+    bench.fetch()
+    bench.decode()
+    bench.flow.advance()
+    assert [len(batch) for batch in bench.scoring] == [2, 2, 2], "two at work, one behind them, no more"
+    bench.score(flush=False)
+    assert bench.offsets() == list(range(9))
+
+
 def test_a_frame_of_a_partition_that_is_not_ours_stops_the_consumer() -> None:
     bench = Bench()
     frame = Frame(Position("frames", 7, 0), "a", "x", b"20", 0.0, 0.0)
