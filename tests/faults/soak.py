@@ -82,6 +82,7 @@ class Watched:
     counted: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)
     settle_s: dict[str, float] = field(default_factory=dict)
+    restarts: int = 0
 
     def note_batch(self, document: Mapping[str, Any]) -> None:
         """One verdict: what it tells of its batch."""
@@ -103,6 +104,7 @@ class Watched:
         """Who owns which partition, and which reloads are done."""
         reloads: Counter[str] = Counter()
         counted: Counter[str] = Counter()
+        restarts = 0
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == "framegate_lag_frames":
@@ -112,7 +114,9 @@ class Watched:
                 elif sample.name == "framegate_reloads_total":
                     reloads[sample.labels["outcome"]] += int(sample.value)
                     counted[sample.labels["worker"]] += int(sample.value)
-        self.reloads, self.counted = reloads, counted
+                elif sample.name == "framegate_worker_restarts_total":
+                    restarts += int(sample.value)
+        self.reloads, self.counted, self.restarts = reloads, counted, restarts
         for worker, gaps in self.gaps.items():
             if self.counted[worker] >= self.asked.total():
                 done_s = self.settle_s.setdefault(worker, now_s)
@@ -276,6 +280,7 @@ class Soak:
             "doubled": report.doubled,
             "out_of_order": report.out_of_order,
             "wrong": report.wrong,
+            "restarts": watched.restarts,
             "rate_hz": round(rate_hz, 1),
             "reloads": dict(sorted(watched.reloads.items())),
             "expected_reloads": {kind: WORKERS * count for kind, count in sorted(watched.asked.items())},
@@ -297,6 +302,8 @@ def broken_bounds(summary: Mapping[str, Any], slope_limit: float = SLOPE_LIMIT_M
     for kind in ("lost", "doubled", "out_of_order", "wrong"):
         if summary[kind]:
             yield f"{summary[kind]} frames are {kind}: expected none"
+    if summary["restarts"]:
+        yield f"workers had to be started again {summary['restarts']} times: expected none to die"
     if summary["verdicts"] != summary["frames"]:
         yield f"{summary['verdicts']} verdicts for {summary['frames']} frames: expected as many"
     if summary["reloads"] | summary["expected_reloads"] != summary["reloads"]:

@@ -24,6 +24,7 @@ SOUND: dict[str, Any] = {
     "doubled": 0,
     "out_of_order": 0,
     "wrong": 0,
+    "restarts": 0,
     "reloads": {"loaded": 6, "refused": 2, "unchanged": 0},
     "expected_reloads": {"loaded": 6, "refused": 2},
     "memory_slope_mib_per_hour": SLOPE_LIMIT_MIB_H,
@@ -35,6 +36,7 @@ SOUND: dict[str, Any] = {
     [
         ({"lost": 1, "verdicts": 9}, ["1 frames are lost: expected none", "9 verdicts for 10 frames"]),
         ({"doubled": 2}, ["2 frames are doubled: expected none"]),
+        ({"restarts": 1}, ["workers had to be started again 1 times"]),
         ({"reloads": {"loaded": 5, "refused": 2}}, ["'loaded': 5"]),
         ({"memory_slope_mib_per_hour": SLOPE_LIMIT_MIB_H + 1}, ["memory grows by 17 MiB an hour: expected at most 16"]),
         ({"memory_slope_mib_per_hour": float("nan")}, ["memory grows by nan"]),
