@@ -73,9 +73,10 @@ class Settings:
     """Everything `framegate run` can be told.
 
     Attributes:
-        bundle: folder or zip of the model bundle; with `routing`, for the stations that no route matches.
+        bundle: folder, zip or URL of the model bundle; with `routing`, for the stations that no route matches.
         routing: TOML file that says which bundle judges which station; None: `bundle` judges all.
-        shadow: folder or zip of a bundle whose decisions are compared and not published.
+        shadow: folder, zip or URL of a bundle whose decisions are compared and not published.
+        bundle_cache: folder for bundles that are fetched from URLs; None: URLs are refused.
         watch_s: how often to look whether a bundle or the routing file has changed; 0: only on SIGHUP.
         bootstrap_servers: host:port, comma-separated.
         group: the consumer group; its committed positions say where to go on.
@@ -105,6 +106,7 @@ class Settings:
     bundle: str | None = None
     routing: Path | None = None
     shadow: str | None = None
+    bundle_cache: Path | None = None
     watch_s: float = 5.0
     bootstrap_servers: str = "localhost:9092"
     group: str = "framegate"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,7 +54,9 @@ def test_flags_come_before_the_environment_and_that_before_the_file(started: lis
 def test_the_commands_defaults_are_the_settings_own(started: list[Settings]) -> None:
     assert invoke("run", "--bundle", "b").exit_code == 0
     (settings,) = started
-    assert settings == Settings(bundle="b", tensorrt=TensorRTOptions(plans=default_folder(os.environ)))
+    plans = default_folder(os.environ)
+    fetched = plans.with_name("bundles")
+    assert settings == Settings(bundle="b", tensorrt=TensorRTOptions(plans=plans), bundle_cache=fetched)
 
 
 def test_one_bundle_routes_or_both_have_to_be_named(started: list[Settings], tmp_path: Path) -> None:
@@ -199,6 +204,26 @@ def test_a_wrong_setting_ends_with_2_and_one_line(
         framegate.main(["run", "--bundle", "b", "--batch-size", "0"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "framegate: error: --batch-size 0 is too small: expected 1 or more\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bundles_server_that_is_away_at_the_start_is_one_line(tmp_path: Path, workers: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/parts.zip?sig=s3cret"
+        command = [sys.executable, "-m", "framegate", "run", "--bootstrap-servers", "127.0.0.1:9"]
+        done = subprocess.run(
+            [*command, "--bundle", url, "--workers", workers, "--bundle-cache", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert f"bundle {url.partition('?')[0]}?… cannot be fetched: ConnectionError" in line
+    assert "see that the server runs" in line
+    assert "s3cret" not in done.stderr
 
 
 def test_a_batch_larger_than_the_backend_is_prepared_for_is_refused_before_the_broker_is_asked(tmp_path: Path) -> None:
