@@ -87,6 +87,12 @@ def test_help_shows_every_option_with_its_unit_and_examples() -> None:
         assert "Example" in invoke(verb, "--help").output
 
 
+def test_metrics_are_for_this_machine_alone_unless_told_otherwise(started: list[Settings]) -> None:
+    assert invoke("run", "--bundle", "b").exit_code == 0
+    assert invoke("run", "--bundle", "b", "--http-host", "0.0.0.0").exit_code == 0  # noqa: S104 - only parsed
+    assert [settings.http_host for settings in started] == ["127.0.0.1", "0.0.0.0"]  # noqa: S104 - the same
+
+
 def test_a_port_of_minus_one_serves_none(started: list[Settings]) -> None:
     assert invoke("run", "--bundle", "b", "--http-port", "-1").exit_code == 0
     assert started[0].http_port is None
@@ -165,6 +171,21 @@ def test_a_client_file_may_be_lines_or_toml(tmp_path: Path, name: str, text: str
     }
 
 
+def test_a_value_may_come_from_a_variable_and_a_password_from_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("geheim ${NO}\n")
+    file = tmp_path / "kafka.properties"
+    file.write_text(
+        "sasl.username=${LINE_USER}\nsasl.password.file=password\nssl.key.password.file=${FOLDER}\n"
+        "ssl.ca.location=/etc/${LINE_USER}\n"
+    )
+    assert read_client_config(file, {"LINE_USER": "line-1", "FOLDER": str(tmp_path / "password")}) == {
+        "sasl_plain_username": "line-1",
+        "sasl_plain_password": "geheim ${NO}",
+        "ssl_password": "geheim ${NO}",
+        "ssl_cafile": "/etc/${LINE_USER}",  # only a whole value is a variable's
+    }
+
+
 def test_secrets_do_not_show() -> None:
     settings = Settings(bundle="b", client={"sasl_plain_password": "geheim"})
     assert "geheim" not in repr(settings)
@@ -178,6 +199,9 @@ def test_secrets_do_not_show() -> None:
         ("c.properties", "geheim\n", "line 1, is no setting: expected name=value"),
         ("c.properties", "ssl.check.hostname=geheim\n", "ssl_check_hostname is neither true nor false"),
         ("c.toml", 'sasl_plain_password = "geheim\n', "is not TOML"),
+        ("c.properties", "sasl.password=${NOT_SET_ANYWHERE}\n", "from the variable NOT_SET_ANYWHERE, which is not set"),
+        ("c.properties", "sasl.password.file=geheim\n", "the file for sasl_plain_password cannot be read: No such"),
+        ("c.properties", "sasl.username.file=x\n", "unknown setting 'sasl.username.file'"),
     ],
 )
 def test_a_wrong_client_file_is_refused_without_showing_values(
