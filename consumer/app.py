@@ -32,6 +32,7 @@ from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
 from consumer.workers import how_many, run_workers
+from engine.bundle_cache import BundleCache
 from engine.choice import INT8_BACKENDS, open_for
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def loader_of(settings: Settings) -> Loader:
         largest=settings.batch_size,
         # A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
         must_agree=settings.backend in {"auto", *INT8_BACKENDS},
+        cache=None if settings.bundle_cache is None else BundleCache(settings.bundle_cache),
     )
 
 

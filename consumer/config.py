@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import tomllib
@@ -70,6 +71,11 @@ OTHER_NAMES = {
 }
 """As other clients call them."""
 
+SECRETS = frozenset({"ssl_password", "sasl_plain_password"})
+"""May also be given as `NAME_file`: a file that holds nothing else, as orchestrators mount them."""
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
 _YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -78,9 +84,10 @@ class Settings:
     """Everything `framegate run` can be told.
 
     Attributes:
-        bundle: folder or zip of the model bundle; with `routing`, for the stations that no route matches.
+        bundle: folder, zip or URL of the model bundle; with `routing`, for the stations that no route matches.
         routing: TOML file that says which bundle judges which station; None: `bundle` judges all.
-        shadow: folder or zip of a bundle whose decisions are compared and not published.
+        shadow: folder, zip or URL of a bundle whose decisions are compared and not published.
+        bundle_cache: folder for bundles that are fetched from URLs; None: URLs are refused.
         watch_s: how often to look whether a bundle or the routing file has changed; 0: only on SIGHUP.
         bootstrap_servers: host:port, comma-separated.
         group: the consumer group; its committed positions say where to go on.
@@ -111,6 +118,7 @@ class Settings:
     bundle: str | None = None
     routing: Path | None = None
     shadow: str | None = None
+    bundle_cache: Path | None = None
     watch_s: float = 5.0
     bootstrap_servers: str = "localhost:9092"
     group: str = "framegate"
@@ -235,14 +243,15 @@ def _decode_threads() -> int:
     return min(8, max(2, cores()) if sharing() else cores())
 
 
-def read_client_config(path: Path) -> dict[str, Any]:
+def read_client_config(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The Kafka client's security settings from a file: TOML (`*.toml`) or `name=value` lines.
 
     Names may be written with dots or underscores and as other clients call them (`sasl.username`). Lines that begin
-    with `#` are comments.
+    with `#` are comments. A value may be `${NAME}`: that of an environment variable. A password may lie in a file of
+    its own, whose path stands at `sasl.password.file` or `ssl.key.password.file`.
 
     Raises:
-        SettingsError: the file cannot be read, or holds something else. Never names a value: it may be a secret.
+        SettingsError: a file cannot be read, or holds something else. Never names a value: it may be a secret.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -254,13 +263,39 @@ def read_client_config(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, value in given.items():
         plain = name.strip().replace(".", "_").replace("-", "_")
+        own_file = plain.endswith("_file")
+        plain = plain.removesuffix("_file")
         key = OTHER_NAMES.get(plain, plain)
-        if key not in CLIENT_KEYS:
+        if key not in CLIENT_KEYS or (own_file and key not in SECRETS):
             known = ", ".join(sorted(CLIENT_KEYS))
             msg = f"client config {path} has an unknown setting {name!r}: expected some of {known}"
             raise SettingsError(msg)
-        settings[key] = _truth(path, key, value) if key == "ssl_check_hostname" else str(value)
+        meant = _from_environment(path, key, value, environment) if isinstance(value, str) else value
+        if own_file:
+            meant = _from_file(path, key, str(meant))
+        settings[key] = _truth(path, key, meant) if key == "ssl_check_hostname" else str(meant)
     return settings
+
+
+def _from_environment(path: Path, key: str, value: str, environment: Mapping[str, str]) -> str:
+    """The variable that a value names, where it is nothing but `${NAME}`."""
+    named = _VARIABLE.fullmatch(value)
+    if named is None:
+        return value
+    if named[1] not in environment:
+        msg = f"client config {path}: {key} is to come from the variable {named[1]}, which is not set: set it"
+        raise SettingsError(msg)
+    return environment[named[1]]
+
+
+def _from_file(path: Path, key: str, name: str) -> str:
+    """A secret from a file of its own, beside the config file unless absolute; a line's end behind it is none of it."""
+    try:
+        return (path.parent / name).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        msg = f"client config {path}: the file for {key} cannot be read: {reason}; expected one with the password alone"
+        raise SettingsError(msg) from error
 
 
 def _read_toml(path: Path, text: str) -> dict[str, Any]:

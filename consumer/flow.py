@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 2
-"""One batch that the engine computes, and a full one behind it or with it, so that it does not wait for this thread."""
+BATCHES_BEHIND = 1
+"""Full batches behind those that the engine has, so that it does not wait for this thread between two."""
 
 TOGETHER = 32
 """Verdicts that go out together at best: on their way through the client, 32 at once cost a third of four times 8."""
@@ -236,7 +236,7 @@ class Flow:
     def advance(self) -> None:
         """Hand the engine, and the sink, what is due now."""
         self._send_decided(self._clock.monotonic_s())
-        while self._batches < max(self._judge.ahead, BATCHES_AHEAD):
+        while self._batches < self._judge.ahead + BATCHES_BEHIND:
             idle = self._batches == 0
             if not idle and not self._batcher.full:
                 return

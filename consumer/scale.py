@@ -16,7 +16,8 @@ import numpy as np
 
 from consumer.budget import Budget, Limits
 from consumer.fetching import POLL_FRAMES
-from consumer.flow import BATCHES_AHEAD
+from consumer.flow import BATCHES_BEHIND
+from engine.backend import SLOTS
 from engine.batcher import BatchPolicy, MicroBatcher
 from engine.errors import InputError
 
@@ -181,8 +182,8 @@ class _House:
             self._budget.take(brought, 0)
 
     def engage(self, now_s: float) -> None:
-        """As `Flow.advance`: an idle engine takes what is due, a busy one a full batch ahead."""
-        while len(self.engine) < BATCHES_AHEAD:
+        """As `Flow.advance`: an idle engine takes what is due, a busy one full batches ahead."""
+        while len(self.engine) < SLOTS + BATCHES_BEHIND:
             idle = not self.engine
             if not idle and not self.batcher.full:
                 return

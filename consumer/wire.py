@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from urllib.parse import quote, quote_from_bytes
 
 from consumer.events import UNKNOWN_STATION, Cause, DeadLetter, Decision, Frame, Position, StageTimes, Verdict
+from consumer.trace_context import trace_of
 from engine.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from consumer.trace_context import Trace
 
 SPEC_VERSION = b"1.0"
 FRAME_TYPE = "framegate.frame.v1"
@@ -110,7 +113,7 @@ def frame_from_record(
         key: the station, UTF-8. Null or empty is `unknown`. What is not UTF-8, or over 256 characters, becomes a
             readable name with a digest of the bytes behind it: the same for the same key, another for another.
         value: the encoded image; null becomes empty, so that a verdict comes of it.
-        headers: CloudEvents attributes; unreadable ones are passed over, None values too.
+        headers: CloudEvents attributes and trace context; unreadable ones are passed over, None values too.
         timestamp_ms: the record's timestamp, epoch milliseconds; None or negative (Kafka's -1) where it has none.
         now_s: this process's clock, epoch seconds; becomes `fetched_at_s`.
         skew_limit_s: how far a capture time may lie from the record's timestamp.
@@ -139,6 +142,7 @@ def frame_from_record(
         fetched_at_s=now_s,
         part_id=_name(part_id) if part_id else None,
         skewed=skewed,
+        trace=trace_of(attributes),
     )
 
 
@@ -250,6 +254,7 @@ def verdict_record(verdict: Verdict, *, group: str) -> WireRecord:
             source=_group_source(group),
             at_s=verdict.decided_at_s,
             content_type="application/json",
+            trace=verdict.frame.trace,
         ),
         timestamp_ms=round(verdict.decided_at_s * 1000),
     )
@@ -282,6 +287,7 @@ def dead_letter_record(letter: DeadLetter, *, group: str) -> WireRecord:
             source=_group_source(group),
             at_s=letter.at_s,
             content_type="application/json",
+            trace=letter.frame.trace,
         ),
         timestamp_ms=round(letter.at_s * 1000),
     )
@@ -378,9 +384,9 @@ def _name(raw: bytes) -> str:
 
 
 def _attributes(
-    *, event_id: str, event_type: str, source: str, at_s: float, content_type: str
+    *, event_id: str, event_type: str, source: str, at_s: float, content_type: str, trace: Trace = ()
 ) -> list[tuple[str, bytes]]:
-    """The CloudEvents attributes as Kafka headers."""
+    """The CloudEvents attributes as Kafka headers, and behind them the frame's trace context."""
     return [
         ("ce_specversion", SPEC_VERSION),
         ("ce_id", _utf8(event_id)),
@@ -388,6 +394,7 @@ def _attributes(
         ("ce_source", source.encode()),
         ("ce_time", rfc3339(at_s).encode()),
         ("content-type", content_type.encode()),
+        *trace,
     ]
 
 
