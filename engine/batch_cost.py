@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 NOTABLE = 0.05
 """A gain in images a second below this part is not worth a larger batch."""
 
-SPEND_S = 0.04
-MOST_RUNS = 5
-"""Timed runs of one size: as many as fit, at least one. The fastest counts: others on the machine only ever add."""
+HANDOVER_S = 0.0001
+"""What a batch costs the consumer around the engine: processor time with batches of 1 less that with batches of 16."""
+
+LEAST = 2
+"""A batch of one cannot be shared: a station that floods would keep its place in the queue before all others."""
+
+ROUNDS = 4
+SPEND_S = 0.15
+"""Before a size is believed to be the last one worth trying, all are timed again: so often, or until this is spent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +67,22 @@ class CostCurve:
 
     @classmethod
     def from_measured(cls, seconds: Mapping[int, float]) -> CostCurve:
-        """The never falling curve nearest to what was measured, by least squares: noise alone makes a time fall."""
-        sizes = tuple(sorted(seconds))
-        return cls(sizes, _never_falling([seconds[size] for size in sizes]))
+        """The curve under what was measured: others on the machine only ever add to a time, and never take from it.
+
+        So a batch takes no longer than a larger one was seen to take, since it could be filled up to that, and none
+        longer than two of half its size, since it could be cut in two. Without noise, or with it in one direction
+        alone, nothing above is lost; the mean of what is out of order, as in least squares, would keep the noise.
+        """
+        lowest: dict[int, float] = {}
+        least = math.inf
+        for size in sorted(seconds, reverse=True):
+            least = min(least, seconds[size])
+            lowest[size] = least
+        sizes = sorted(lowest)
+        for size in sizes:
+            if 2 * size in lowest:
+                lowest[2 * size] = min(lowest[2 * size], 2 * lowest[size])
+        return cls(tuple(sizes), tuple(lowest[size] for size in sizes))
 
     @property
     def largest(self) -> int:
@@ -88,15 +107,20 @@ class CostCurve:
     @property
     def worth(self) -> int:
         """The largest batch worth taking: the smallest measured that is not notably slower than the fastest."""
-        fastest = max(map(self.images_per_s, self.sizes))
-        return next(size for size in self.sizes if self.images_per_s(size) * (1 + NOTABLE) >= fastest)
+        fastest = max(map(self._served_per_s, self.sizes))
+        least = next(size for size in self.sizes if self._served_per_s(size) * (1 + NOTABLE) >= fastest)
+        return min(self.largest, max(LEAST, least))
 
     @property
     def levelled(self) -> bool:
         """Whether two doublings have brought nothing notable: a third is not expected to."""
         if len(self.sizes) < 3:  # noqa: PLR2004 - two doublings
             return False
-        return self.images_per_s(self.sizes[-1]) < (1 + NOTABLE) * max(map(self.images_per_s, self.sizes[:-2]))
+        return self._served_per_s(self.sizes[-1]) < (1 + NOTABLE) * max(map(self._served_per_s, self.sizes[:-2]))
+
+    def _served_per_s(self, images: int) -> float:
+        """Images a second with what the consumer adds to each batch."""
+        return images / (self.cost_s(images) + HANDOVER_S)
 
 
 def measure(
@@ -108,7 +132,8 @@ def measure(
 ) -> CostCurve:
     """Time batches of 1, 2, 4, … images until larger ones bring nothing more.
 
-    Each size is computed once before it is timed: a first run may take far longer than the next.
+    Each size is computed once before it is timed: a first run may take far longer than the next. The fastest run of a
+    size counts, and the sizes take turns, so that what disturbs one moment does not decide on one size.
 
     Args:
         compute: computes one batch of so many images.
@@ -120,14 +145,27 @@ def measure(
     size = 1
     while True:
         _timed(compute, size, clock, rest)
-        runs = [_timed(compute, size, clock, rest)]
-        while sum(runs) < SPEND_S and len(runs) < MOST_RUNS:
-            runs.append(_timed(compute, size, clock, rest))
-        seconds[size] = max(min(runs), 1e-9)  # a clock may be too coarse for an engine that computes nothing
-        curve = CostCurve.from_measured(seconds)
-        if size == largest or curve.levelled:
-            return curve
+        seconds[size] = _timed(compute, size, clock, rest)
+        if size == largest or CostCurve.from_measured(seconds).levelled:
+            _time_again(seconds, compute, clock, rest)
+            curve = CostCurve.from_measured(seconds)
+            if size == largest or curve.levelled:
+                return curve
         size = min(2 * size, largest)
+
+
+def _time_again(
+    seconds: dict[int, float], compute: Callable[[int], None], clock: Callable[[], float], rest: Callable[[float], None]
+) -> None:
+    """Give each size further runs, in turn; its fastest counts."""
+    spent_s = 0.0
+    for _ in range(ROUNDS):
+        for size, fastest_s in seconds.items():
+            took_s = _timed(compute, size, clock, rest)
+            spent_s += took_s
+            seconds[size] = min(fastest_s, took_s)
+        if spent_s > SPEND_S:
+            return
 
 
 def _timed(
@@ -136,19 +174,6 @@ def _timed(
     """Seconds of one run."""
     began_s = clock()
     compute(size)
-    took_s = clock() - began_s
+    took_s = max(clock() - began_s, 1e-9)  # a clock may be too coarse for an engine that computes nothing
     rest(took_s)
     return took_s
-
-
-def _never_falling(values: list[float]) -> tuple[float, ...]:
-    """Isotonic least squares, by pooling neighbours that are out of order (pool adjacent violators)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        mean, count = value, 1
-        while pools and pools[-1][0] > mean:
-            before, its_count = pools.pop()
-            mean = (before * its_count + mean * count) / (its_count + count)
-            count += its_count
-        pools.append((mean, count))
-    return tuple(mean for mean, count in pools for _ in range(count))

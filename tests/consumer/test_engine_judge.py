@@ -270,7 +270,8 @@ def test_the_largest_batch_is_what_the_engine_finds_worth_it(plant: Path) -> Non
         (lane,) = judge.lineup.lanes
         measured = lane.costs
         assert measured is not None
-        assert measured.cost_s(8) == pytest.approx(SHARED.seconds(8), rel=0.5)
+        assert measured.sizes == (1, 2, 4, 8, 16)
+        assert measured.cost_s(8) >= SHARED.seconds(8) * 0.99
         assert judge.warm(None, 16) == 16
         assert lane.costs is measured, "measured once in its life"
 

@@ -99,16 +99,16 @@ def test_a_new_engine_brings_its_own_largest_batch(tmp_path: Path) -> None:
     put(tmp_path / "b", bundle_of(1))
     load = Loader(opened, bundle=str(tmp_path / "b"), largest=None, must_agree=False)
     with EngineJudge(load.load()) as judge:
-        assert judge.warm(None, 4) == 1
+        assert judge.warm(None, 8) == 2
         told: list[int | None] = []
         reloader = Reloader(
-            load, judge, largest=None, most=4, told=lambda _: told.append(judge.largest_batch), settle=lambda _: None
+            load, judge, largest=None, most=8, told=lambda _: told.append(judge.largest_batch), settle=lambda _: None
         )
         put(tmp_path / "b", bundle_of(2))
         assert reloader.look() == "loaded"
         put(tmp_path / "b", bundle_of(3, wide=True))
         assert reloader.look() == "loaded"
-    assert told == [1, 4], "known by the time that it is told"
+    assert told == [2, 8], "known by the time that it is told"
 
 
 def test_a_zip_is_watched_as_a_folder_is(tmp_path: Path) -> None:
