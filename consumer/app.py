@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
+from consumer.config import EMBEDDED_FETCH_WAIT_S
 from consumer.dead_letter import DeadLetterBox
 from consumer.engine_judge import EngineJudge
 from consumer.health import Health, HttpServer
 from consumer.kafka_client import Connection
-from consumer.kafka_io import KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
+from consumer.kafka_io import FETCH_WAIT_S, KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
 from consumer.lineup import Loader
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline, Ports
@@ -213,6 +214,7 @@ def _kafka_ports(
         topic=settings.frames_topic,
         clock=clock,
         session_timeout_s=settings.session_s(embedded=embedded),
+        fetch_wait_s=EMBEDDED_FETCH_WAIT_S if embedded else FETCH_WAIT_S,
     )
     stack.callback(source.close, 1.0)
     sink: KafkaSink | TransactionalSink

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumer.memory_io import BrightnessJudge
@@ -45,11 +46,17 @@ class NullJudge(BrightnessJudge):
 
 
 def main(kind: str, job: dict[str, Any]) -> int:
-    """Do one job. Kinds: `worker` (of the next), `null` (our consumer without an engine), `plain` (the plain loop)."""
+    """Do one job.
+
+    Kinds: `worker` (of the next), `null` (our consumer without an engine), `plain` (the plain loop), `camera` (sends
+    frames when they are due).
+    """
     if kind == "worker":
         return worker_main(_serve_null)
     if kind == "null":
         return _null(job)
+    if kind == "camera":
+        return _camera(job)
     return _plain(job)
 
 
@@ -74,6 +81,15 @@ def _null(job: dict[str, Any]) -> int:
     return 0
 
 
+def _camera(job: dict[str, Any]) -> int:
+    from consumer.plain_stream import send_on_time  # noqa: PLC0415 - as above
+
+    payloads = [path.read_bytes() for path in sorted(Path(job.pop("payloads")).iterdir())]
+    report = Path(job.pop("report"))
+    report.write_text(json.dumps(send_on_time(payloads=payloads, **job)), encoding="utf-8")
+    return 0
+
+
 def _plain(job: dict[str, Any]) -> int:
     from consumer.plain_stream import plain_loop  # noqa: PLC0415 - as above
 
@@ -95,4 +111,7 @@ def _first(scored: Any) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], json.loads(sys.argv[2])))
+    given = sys.argv[2]
+    # A long job is in a file: a command line has an end.
+    text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+    sys.exit(main(sys.argv[1], json.loads(text)))
