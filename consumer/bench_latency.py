@@ -8,11 +8,12 @@ here, and count when they are in hand. All clocks are this machine's monotonic o
 from __future__ import annotations
 
 import json
+import operator
 import signal
 import statistics
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from consumer.errors import ChildError
 from consumer.plain_stream import AnswerReader, send_on_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from consumer.plain_stream import Answer
@@ -102,7 +103,7 @@ def arrivals(per_s: float, seconds: float, rng: np.random.Generator) -> list[flo
     return [float(at_s) for at_s in times[times < seconds]]
 
 
-def run(command: Sequence[str], place: Place, due_s: Sequence[float], workers: int) -> Latency:
+def run(command: Sequence[str], place: Place, due_s: Sequence[float], workers: int) -> Latency | None:
     """One contestant, from its start to its end.
 
     Args:
@@ -111,8 +112,11 @@ def run(command: Sequence[str], place: Place, due_s: Sequence[float], workers: i
         due_s: when each frame is due, from 0.
         workers: that have to have their partitions before it begins.
 
+    Returns:
+        How long it took; None: it did not keep up, and verdicts were missing still `BEHIND_S` after the last frame.
+
     Raises:
-        ChildError: it did not answer every frame.
+        ChildError: it did not begin to answer, or has ended.
     """
     log = place.folder / f"{place.verdicts}.log"
     with (
@@ -134,26 +138,36 @@ def run(command: Sequence[str], place: Place, due_s: Sequence[float], workers: i
         order = place.folder / f"{place.verdicts}.job"
         order.write_text(json.dumps(job), encoding="utf-8")
         with _running([*COMMAND, "camera", f"@{order}"], place.folder / f"{place.verdicts}.camera") as camera:
-            answers = _collect(reader, len(due_s), begin_s + due_s[-1] + BEHIND_S)
-            camera.wait(END_S)
-    if len(answers) < len(due_s):
-        said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        msg = f"{place.verdicts} got {len(answers)} verdicts for {len(due_s)} frames; it wrote last: {said}"
-        raise ChildError(msg)
-    return latency_of(json.loads(report.read_text(encoding="utf-8")), answers, begin_s + LEAD_S)
+            first = _collect(reader, len(due_s), begin_s + due_s[-1] + BEHIND_S)
+            with suppress(subprocess.TimeoutExpired):  # it may be waiting for a broker that others keep busy
+                camera.wait(END_S)
+            status = camera.poll()
+        if status:
+            said = (place.folder / f"{place.verdicts}.camera").read_text(encoding="utf-8", errors="replace")[-2000:]
+            msg = f"the camera of {place.verdicts} ended with status {status}; it wrote last: {said}"
+            raise ChildError(msg)
+        if contestant.poll() is not None:
+            raise ChildError(_last_words(place, log, f"ended after {len(first)} verdicts for {len(due_s)} frames"))
+    if len(first) < len(due_s):
+        return None
+    return latency_of(json.loads(report.read_text(encoding="utf-8")), first, begin_s + LEAD_S)
 
 
-def latency_of(sent: Sequence[tuple[int, int, float, float]], answers: Sequence[Answer], from_s: float) -> Latency:
+def _last_words(place: Place, log: Path, what: str) -> str:
+    said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    return f"{place.verdicts} {what}; it wrote last: {said}"
+
+
+def latency_of(
+    sent: Sequence[tuple[int, int, float, float]], first: Mapping[tuple[int, int], Answer], from_s: float
+) -> Latency:
     """Pair frames with their first verdicts.
 
     Args:
         sent: as `send_on_time` tells it.
-        answers: in the order they came.
+        first: (partition, offset) of a frame -> its first verdict.
         from_s: frames due before are left out.
     """
-    first: dict[tuple[int, int], Answer] = {}
-    for answer in answers:
-        first.setdefault((answer.partition, answer.offset), answer)
     totals, late = [], []
     stages: dict[str, list[float]] = {}
     for partition, offset, due_s, handed_s in sent:
@@ -185,10 +199,8 @@ def _wait_until_joined(
     answered: set[int] = set()
     while len(answered) < place.partitions or not _settled(log, workers):
         if contestant.poll() is not None or time.monotonic() > end_s:
-            said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
             what = "did not answer all partitions" if contestant.poll() is None else "ended before it had answered"
-            msg = f"{place.verdicts} {what} within {JOIN_S:g} s; it wrote last: {said}"
-            raise ChildError(msg)
+            raise ChildError(_last_words(place, log, f"{what} within {JOIN_S:g} s"))
         now = [time.monotonic()] * place.partitions
         send_on_time(
             place.bootstrap_servers, place.frames, [payload], now, partitions=place.partitions, client=place.client
@@ -225,12 +237,13 @@ def _settled(log: Path, workers: int) -> bool:
     return len(have) >= workers and time.time() - last_s >= QUIET_S
 
 
-def _collect(reader: AnswerReader, count: int, end_s: float) -> list[Answer]:
-    """Verdicts as they come, until there are so many or it is too late."""
-    answers: list[Answer] = []
-    while len(answers) < count and time.monotonic() < end_s:
-        answers += reader.poll(0.1)
-    return answers
+def _collect(reader: AnswerReader, count: int, end_s: float) -> dict[tuple[int, int], Answer]:
+    """The first verdict of each frame, until so many frames have theirs or it is too late."""
+    first: dict[tuple[int, int], Answer] = {}
+    while len(first) < count and time.monotonic() < end_s:
+        for answer in reader.poll(0.1):
+            first.setdefault((answer.partition, answer.offset), answer)
+    return first
 
 
 @contextmanager
@@ -251,39 +264,42 @@ def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byt
             process.wait()
 
 
-def keys(loads: Sequence[tuple[str, float, Mapping[str, Sequence[Latency]]]]) -> dict[str, Any]:
-    """The bench's keys: ratios within a round, medians of those, from the first load.
+def keys(loads: Sequence[tuple[str, float, Mapping[str, Sequence[Latency | None]]]]) -> dict[str, Any]:
+    """The bench's keys: ratios within a round, medians of those, from the first load. Null where one did not keep up.
 
     Args:
         loads: (name, frames a second, contestant -> its runs, one a round): half of the plain loop's capacity first.
     """
     runs = loads[0][2] if loads else {}
 
-    def ratio(name: str) -> float | None:
-        if name not in runs or "plain" not in runs:
-            return None
-        pairs = zip(runs[name], runs["plain"], strict=True)
-        return round(statistics.median(own.p99_ms / its.p99_ms for own, its in pairs), 3)
+    def middle(name: str, other: str, how: Callable[[float, float], float]) -> float | None:
+        pairs = list(zip(runs.get(name, ()), runs.get(other, ()), strict=False))
+        found = [how(own.p99_ms, its.p99_ms) for own, its in pairs if own is not None and its is not None]
+        return round(statistics.median(found), 3) if found and len(found) == len(pairs) else None
 
-    added = None
-    if "exactly_once" in runs:
-        pairs = zip(runs["exactly_once"], runs["at_least_once"], strict=True)
-        added = round(statistics.median(own.p99_ms - its.p99_ms for own, its in pairs), 2)
     return {
-        "p99_ratio": {"at_least_once": ratio("at_least_once"), "exactly_once": ratio("exactly_once")},
-        "exactly_once_added_ms": added,
+        "p99_ratio": {
+            "at_least_once": middle("at_least_once", "plain", operator.truediv),
+            "exactly_once": middle("exactly_once", "plain", operator.truediv),
+        },
+        "exactly_once_added_ms": middle("exactly_once", "at_least_once", operator.sub),
         "loads": [
             {
                 "load": name,
                 "per_s": round(per_s, 1),
-                **{who: _middle(own).to_json() for who, own in found.items()},
-                "all_p99_ms": {who: [round(run.p99_ms, 2) for run in own] for who, own in found.items()},
+                **{who: _middle(own) for who, own in found.items()},
+                "all_p99_ms": {
+                    who: [None if one is None else round(one.p99_ms, 2) for one in own] for who, own in found.items()
+                },
             }
             for name, per_s, found in loads
         ],
     }
 
 
-def _middle(runs: Sequence[Latency]) -> Latency:
-    """The run whose p99 is the median, of an even number the better one."""
-    return sorted(runs, key=lambda run: run.p99_ms)[(len(runs) - 1) // 2]
+def _middle(runs: Sequence[Latency | None]) -> dict[str, Any] | None:
+    """The run whose p99 is the median, of an even number the better one; None where one did not keep up."""
+    kept_up = [one for one in runs if one is not None]
+    if len(kept_up) < len(runs):
+        return None
+    return sorted(kept_up, key=lambda one: one.p99_ms)[(len(runs) - 1) // 2].to_json()

@@ -184,7 +184,7 @@ def _latency(
     runs: Mapping[str, Sequence[Run]],
     mark: str,
     tick: Callable[[str, int, int], None],
-) -> list[tuple[str, float, dict[str, list[Latency]]]]:
+) -> list[tuple[str, float, dict[str, list[Latency | None]]]]:
     """How long verdicts take, at two loads that follow from the rates found: see `bench_latency.keys`."""
     plain_per_s, ours_per_s = (statistics.median(run.per_s for run in runs[name]) for name in ("plain_cpu", "ours_cpu"))
     (folder / "payloads").mkdir()
@@ -195,9 +195,9 @@ def _latency(
     if "ours_cpu_exactly_once" in commands:
         names["exactly_once"] = ("ours_cpu_exactly_once", plan.workers)
     rng = np.random.default_rng(3)
-    loads: list[tuple[str, float, dict[str, list[Latency]]]] = []
+    loads: list[tuple[str, float, dict[str, list[Latency | None]]]] = []
     for load, per_s in (("half of the plain loop's rate", plain_per_s / 2), ("0.8 of our rate", ours_per_s * 0.8)):
-        found: dict[str, list[Latency]] = {
+        found: dict[str, list[Latency | None]] = {
             name: [] for name in names if name != "plain" or per_s < KEEPS_UP * plain_per_s
         }
         for done in range(plan.rounds):

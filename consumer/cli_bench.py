@@ -90,7 +90,9 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{load['load']}, {load['per_s']:g} frames/s       p50 ms    p99 ms"
         for name in ("plain", "at_least_once", "exactly_once"):
-            if name in load:
+            if name in load and load[name] is None:
+                yield f"{name:<40}  did not keep up"
+            elif name in load:
                 yield f"{name:<40}  {load[name]['p50_ms']:8.1f}  {load[name]['p99_ms']:8.1f}"
     if latency["loads"]:
         told = ", ".join(f"{name} {value}" for name, value in latency["p99_ratio"].items() if value is not None)

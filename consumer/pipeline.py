@@ -137,6 +137,7 @@ class Pipeline:
         self._decoders: Crew[Slot] | None = None
         self._engine: EngineThread | None = None
         self._last_frame_s = 0.0
+        self._idle = False
 
     def stop(self) -> None:
         """Once: fetch no more, answer what is in hand, commit, leave the group. Twice: give up at once."""
@@ -203,8 +204,10 @@ class Pipeline:
         if idle_s is None:
             return False
         now_s = self._ports.clock.monotonic_s()
-        if not (self.flow.empty and self._fetcher.ready):
-            # Nothing can come before the group has formed, or while the broker is away: that is not idleness.
+        # Nothing can come before the group has formed, or while the broker is away: that is not idleness. Nor is a turn
+        # that took long and answered the last frame in hand: room for the next ones is there only since then.
+        was_idle, self._idle = self._idle, self.flow.empty and self._fetcher.ready
+        if not (was_idle and self._idle):
             self._last_frame_s = now_s
         return now_s - self._last_frame_s >= idle_s
 

@@ -11,8 +11,9 @@ shared by all its images, and the end may not come before the largest batch.
 takes what is there whenever it is idle gets larger batches the more there is to do, and full ones when it must: its
 capacity is that of full batches. Holding an idle engine back can only pay where it is neither nearly idle (nobody
 comes) nor nearly busy (it is never idle): in between, a started batch makes the next frame wait for all of it. What
-that is worth is known from a virtual clock, `framegate bench scale`: no wait was better than none beyond a few percent,
-at any load, for any engine tried, and the wrong one costs its full length at low load.
+that is worth is known from a virtual clock, `framegate bench scale`: at 5 to 95 % of capacity no wait brought more than
+0.7 % of the mean or the p99, on engines of which a batch of 64 costs 2.6 and 1.3 times a batch of 1; a wait as long as
+two batches of 1 cost them up to 66 %.
 """
 
 from __future__ import annotations

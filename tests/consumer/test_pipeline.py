@@ -736,6 +736,23 @@ def test_a_run_answers_everything_and_commits_it() -> None:
     assert (plant.pipeline.budget.frames, plant.pipeline.budget.held_bytes) == (0, 0)
 
 
+def test_a_turn_that_took_long_is_no_idleness() -> None:
+    plant = Plant()
+    clock = ManualClock()
+    ports = Ports(plant.source, plant.sink, plant.judge, clock, plant.watcher, plant.dead_letters, verdict_id)
+    pipeline = Pipeline(ports, Pace(plant.policy, plant.limits, idle_exit_s=0.2))
+    pipeline._fetcher._ready = True
+    pipeline.flow._in_hand = 64
+    assert not pipeline._idle_for_good()
+    clock.advance(5.0)
+    pipeline.flow._in_hand = 0
+    assert not pipeline._idle_for_good(), "more could not come before now"
+    clock.advance(0.15)
+    assert not pipeline._idle_for_good()
+    clock.advance(0.1)
+    assert pipeline._idle_for_good()
+
+
 def test_no_more_is_in_flight_than_allowed_while_the_broker_does_not_answer() -> None:
     plant = Plant(limits=Limits(16, 10**8), sink=MemorySink(acknowledge=False), idle_exit_s=None)
     plant.fill(100)
