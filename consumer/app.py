@@ -32,6 +32,7 @@ from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
 from consumer.workers import how_many, run_workers
+from engine.arenas import few_arenas
 from engine.bundle_cache import BundleCache
 from engine.choice import INT8_BACKENDS, open_for
 
@@ -84,6 +85,7 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
         BrokerError, TopicError: the cluster cannot be used; nothing was committed that was not answered.
         WorkError: frames were left unanswered; they are judged again.
     """
+    few_arenas()
     loader = loader_of(settings)
     workers = how_many(settings)
     if workers > 1:

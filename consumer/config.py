@@ -7,13 +7,14 @@ import re
 import secrets
 import socket
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from consumer.budget import Limits
 from consumer.errors import SettingsError
 from consumer.pipeline import Pace
 from engine.batcher import BatchPolicy
+from engine.locations import shown
 from engine.specs import BatchProfile
 from engine.streams import cores, sharing
 
@@ -172,6 +173,12 @@ class Settings:
         if self.http_port is not None and not 0 <= self.http_port <= LARGEST_PORT:
             msg = f"--http-port {self.http_port} is no port: expected 0 to {LARGEST_PORT}"
             raise SettingsError(msg)
+
+    def __repr__(self) -> str:
+        """As a dataclass has it, without what a bundle's URL may hold of a secret."""
+        told = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.repr}
+        told |= {name: shown(told[name]) for name in ("bundle", "shadow") if told[name] is not None}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     @property
     def topics(self) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer.errors import SettingsError
 from engine.errors import InputError
+from engine.locations import is_url, shown
 from engine.prediction import OperatingPoint
 from engine.specs import Region
 
@@ -74,7 +75,8 @@ class Rule:
         if low < high and not low <= point.threshold <= high:
             msg = (
                 f"route for station {self.station!r} puts threshold {point.threshold:g} outside the review band "
-                f"{low:g} to {high:g} of bundle {self.bundle}: expected it inside; give both threshold and review_band"
+                f"{low:g} to {high:g} of bundle {shown(self.bundle)}: expected it inside; give both threshold and "
+                "review_band"
             )
             raise SettingsError(msg)
         return point
@@ -165,7 +167,7 @@ def _rule(table: dict[str, Any], where: str, folder: Path, default: str | None) 
 
 def _located(bundle: str, folder: Path) -> str:
     """A URL as it is; a path from the file's folder."""
-    return bundle if "://" in bundle else str(folder / bundle)
+    return bundle if is_url(bundle) or bundle.startswith("file://") else str(folder / bundle)
 
 
 def _region(value: object, where: str) -> Region | None:

@@ -30,8 +30,8 @@ from engine.errors import BundleError, FramegateError, HeadError
 from engine.familiarity import FeatureLimits, PixelLimits
 from engine.featurizer import FeaturizerSpec
 from engine.heads import Calibration, Head
+from engine.locations import is_url, shown
 from engine.prediction import OperatingPoint
-from engine.remote import is_url, shown
 from engine.specs import ImageSpec
 
 if TYPE_CHECKING:

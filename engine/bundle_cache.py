@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from engine.bundle import open_bundle
 from engine.errors import BundleError, RemoteError
-from engine.remote import mark_of, open_store, shown
+from engine.locations import shown
+from engine.remote import mark_of, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,9 +14,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from engine.errors import BundleError, RemoteError
+from engine.locations import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -80,19 +81,6 @@ class RemoteStore(Protocol):
     def read(self, url: str, name: str) -> Iterator[bytes]:
         """The bytes of one file of a listing, in parts. Raises as `look`, on the way too."""
         ...
-
-
-def is_url(location: str) -> bool:
-    """Whether a location has to be fetched; `file://` has not."""
-    return "://" in location and not location.startswith("file://")
-
-
-def shown(location: str) -> str:
-    """A location for messages: without a user, a password or a query, which may be a signature."""
-    if "://" not in location:
-        return location
-    parts = urlsplit(location)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", ""))
 
 
 def open_store(url: str) -> RemoteStore:

@@ -343,7 +343,14 @@ class ApacheKafka:
     def _format(self) -> None:
         """Write the cluster's id into each node's folder, as every new KRaft node needs it."""
         for node in self._nodes.values():
-            self._run(node, "kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(node.properties))
+            self._run(
+                node,
+                "kafka.tools.StorageTool",
+                "format",
+                f"--cluster-id={self._cluster_id}",
+                "-c",
+                str(node.properties),
+            )
         for node in self._nodes.values():
             if node.process is not None and node.process.wait(_FORMAT_TIMEOUT_S):
                 msg = f"the folder of broker {node.node_id} cannot be formatted: {_last_lines(node.log)}"

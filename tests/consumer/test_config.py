@@ -205,6 +205,11 @@ def test_secrets_do_not_show() -> None:
     settings = Settings(bundle="b", client={"sasl_plain_password": "geheim"})
     assert "geheim" not in repr(settings)
     assert "geheim" not in str(settings)
+    settings = Settings(bundle="https://me:geheim@store/b.zip?sig=geheim", shadow="s3://b?x=geheim", group="line-1")
+    assert "geheim" not in repr(settings)
+    assert "bundle='https://store/b.zip?…'" in repr(settings)
+    assert "group='line-1'" in repr(settings)
+    assert "client" not in repr(settings)
 
 
 @pytest.mark.parametrize(

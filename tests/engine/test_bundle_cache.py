@@ -13,7 +13,8 @@ import engine.bundle_cache
 from engine.bundle import bundle_path, bundle_url, open_bundle, write_bundle
 from engine.bundle_cache import BundleCache
 from engine.errors import BundleError, RemoteError
-from engine.remote import FsspecStore, HttpStore, Stamp, open_store, shown
+from engine.locations import shown
+from engine.remote import FsspecStore, HttpStore, Stamp, open_store
 from tests.lineups import bundle_of
 from tests.web import Web
 

@@ -38,7 +38,7 @@ SOUND: dict[str, Any] = {
         ({"doubled": 2}, ["2 frames are doubled: expected none"]),
         ({"restarts": 1}, ["workers had to be started again 1 times"]),
         ({"reloads": {"loaded": 5, "refused": 2}}, ["'loaded': 5"]),
-        ({"memory_slope_mib_per_hour": SLOPE_LIMIT_MIB_H + 1}, ["memory grows by 17 MiB an hour: expected at most 16"]),
+        ({"memory_slope_mib_per_hour": SLOPE_LIMIT_MIB_H + 1}, ["memory grows by 33 MiB an hour: expected at most 32"]),
         ({"memory_slope_mib_per_hour": float("nan")}, ["memory grows by nan"]),
     ],
 )
