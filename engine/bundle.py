@@ -104,10 +104,37 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
             f"bundle {out} exists already: expected a new path; a bundle is never changed in place, give another --out"
         )
         raise BundleError(msg)
+    written, files = _sealed(bundle, report or {})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write_zip(out, files) if out.suffix == ".zip" else _write_folder(out, files)
+    except OSError as error:
+        msg = f"bundle {out} cannot be written: {error.strerror or error}; nothing was left behind"
+        raise BundleError(msg) from error
+    return written
+
+
+def pack_bundle(bundle: Bundle) -> bytes:
+    """A bundle as one zip in memory, without its report: for another process to open. Raises as `write_bundle`."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in _sealed(bundle, {})[1].items():
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+def unpack_bundle(data: bytes) -> Bundle:
+    """The opposite of `pack_bundle`, checked as any bundle is. Raises as `open_bundle`."""
+    where = f"of {len(data)} bytes from another process"
+    return _checked(where, _read_zip(io.BytesIO(data), where), None)
+
+
+def _sealed(bundle: Bundle, report: Mapping[str, bytes]) -> tuple[Bundle, dict[str, bytes]]:
+    """The bundle as it will be read, and all its files, the manifest among them."""
     if not _NAME.fullmatch(bundle.name):
         msg = f"bundle name {bundle.name!r} is not usable: expected letters, digits, '.', '_' and '-', at most 100"
         raise BundleError(msg)
-    files = _files(bundle, report or {})
+    files = _files(bundle, report)
     decides = _decides(bundle, files)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -121,13 +148,7 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
     written = _construct(manifest, files, manifest["digest"])  # what could not be opened again is not written
     sealed = {**manifest, "manifest_sha256": _canonical_sha256(manifest)}
     files[MANIFEST] = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write_zip(out, files) if out.suffix == ".zip" else _write_folder(out, files)
-    except OSError as error:
-        msg = f"bundle {out} cannot be written: {error.strerror or error}; nothing was left behind"
-        raise BundleError(msg) from error
-    return written
+    return written, files
 
 
 def open_bundle(location: str | Path) -> Bundle:
@@ -140,7 +161,12 @@ def open_bundle(location: str | Path) -> Bundle:
     if "://" in where:
         msg = f"bundle {where} is a URL: expected a folder or a zip; copy it here first"
         raise BundleError(msg)
-    files = _read_zip(Path(where)) if Path(where).is_file() else _read_folder(Path(where))
+    path = Path(where)
+    return _checked(where, _read_zip(path, where) if path.is_file() else _read_folder(path), pinned)
+
+
+def _checked(where: str, files: Mapping[str, bytes], pinned: str | None) -> Bundle:
+    """The bundle that these files are, every byte of them looked at. Raises as `open_bundle`."""
     manifest = _manifest(where, files)
     _check_files(where, files, manifest)
     digest = _canonical_sha256(manifest["decides"])
@@ -327,9 +353,9 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
         raise BundleError(msg) from error
 
 
-def _read_zip(path: Path) -> dict[str, bytes]:
+def _read_zip(file: Path | io.BytesIO, where: str) -> dict[str, bytes]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             files = {}
             for info in archive.infolist():
                 name = PurePosixPath(info.filename)
@@ -337,14 +363,14 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     continue
                 if name.is_absolute() or ".." in name.parts or info.file_size > MAX_FILE_BYTES:
                     msg = (
-                        f"bundle {path} holds {info.filename!r} of {info.file_size} bytes: "
+                        f"bundle {where} holds {info.filename!r} of {info.file_size} bytes: "
                         "not something Framegate writes"
                     )
                     raise BundleError(msg)
                 files[str(name)] = archive.read(info)
             return files
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        msg = f"bundle {path} is not a whole zip ({error}): expected one that `framegate train` wrote; fetch it again"
+        msg = f"bundle {where} is not a whole zip ({error}): expected one that `framegate train` wrote; fetch it again"
         raise BundleError(msg) from error
 
 
