@@ -7,8 +7,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self, cast
 
-import numpy as np
-
 from consumer.lanes import CLOSE_S
 from consumer.shadow import Shown
 from engine.prediction import ScoredBatch
@@ -17,6 +15,7 @@ from engine.preprocess import preprocess
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from consumer.lanes import Lane
@@ -79,7 +78,7 @@ class EngineJudge:
 
     def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
         """See `Judge`."""
-        return preprocess(payload, route.image_spec)
+        return preprocess(payload, route.image_spec, cast("Seat", route).lane.frame())
 
     def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`. Frames of one engine go through it together, each under the heads of all of them."""
@@ -121,7 +120,7 @@ def _score(frames: Sequence[Decoded], *, shadowed: bool) -> tuple[ScoredBatch, l
     for lane, places in _groups(frames, shadowed=shadowed):
         began_s = time.perf_counter()
         together = [frames[place] for place in places]
-        images = np.stack([frame.image for frame in together])  # (n, h, w, 3) uint8
+        images = [frame.image for frame in together]  # (h, w, 3) uint8 each
         heads = _columns([_seat(frame) for frame in together], shadowed=shadowed)
         features = lane.infer(images, list(heads.values()))
         inferred_s = time.perf_counter()
@@ -130,7 +129,7 @@ def _score(frames: Sequence[Decoded], *, shadowed: bool) -> tuple[ScoredBatch, l
             seat = _seat(frame)
             evidence = features.evidence[row : row + 1, columns[seat.model.digest]]
             pooled = features.pooled[row : row + 1]
-            (predictions[place],) = seat.head.predict(images[row : row + 1], evidence, pooled)
+            (predictions[place],) = seat.head.predict(frame.image[None], evidence, pooled)
             if shadowed and seat.shadow is not None:
                 shown.append(_shown(frame, seat, seat.shadow, predictions[place], features, row, columns))
         inference_ms += (inferred_s - began_s) * 1e3

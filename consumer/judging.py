@@ -15,7 +15,7 @@ import numpy as np
 from consumer.events import Cause, DeadLetter, EngineRef, Frame, ModelRef, StageTimes, Verdict
 from consumer.ports import Decoded
 from consumer.tenure import Partition
-from engine.errors import FrameError
+from engine.errors import EngineGoneError, FrameError
 from engine.prediction import OperatingPoint
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _route(slot: Slot) -> Route:
 
 
 def score_slots(judge: Judge, slots: Sequence[Slot], clock: Clock) -> bool:
-    """Fill each slot's prediction, or its fault. Raises nothing.
+    """Fill each slot's prediction, or its fault. Raises nothing but EngineGoneError, which is no frame's fault.
 
     A batch that fails is tried again frame by frame, so that one frame the engine cannot take costs only itself.
 
@@ -134,6 +134,8 @@ def score_slots(judge: Judge, slots: Sequence[Slot], clock: Clock) -> bool:
     """
     try:
         _score(judge, slots, clock)
+    except EngineGoneError:
+        raise
     except Exception:  # whatever an engine raises, each of the frames still gets a verdict
         if len(slots) > 1:
             log.warning("the engine failed on a batch of %d; trying its frames one by one", len(slots), exc_info=True)
@@ -147,6 +149,8 @@ def _score_alone(judge: Judge, slot: Slot, clock: Clock) -> None:
     """One frame's second and last chance."""
     try:
         _score(judge, [slot], clock)
+    except EngineGoneError:
+        raise
     except Exception as error:  # the same reason as for the batch
         log.exception("the engine failed on a frame: station %r, frame %r", slot.station, slot.frame.frame_id)
         slot.fault = Fault("engine_error", f"{type(error).__name__}: {error}")

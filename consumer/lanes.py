@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from engine.errors import BundleError, FramegateError, WorkError
 from engine.heads import stack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from engine.backend import Backend
     from engine.bundle import Bundle, Reference
@@ -53,6 +53,8 @@ class Lane:
         # A TensorRT plan is built for so many; a processor takes any number.
         self.most_heads: float = getattr(backend, "most_heads", math.inf)
         self._backend = backend
+        # A backend in another process may say where it reads frames, and takes them one by one from there.
+        self._frame: Callable[[], np.ndarray | None] | None = getattr(backend, "frame", None)
         self._warm_to = 0
         self._computing = threading.Lock()
         self._counting = threading.Lock()
@@ -96,9 +98,15 @@ class Lane:
         """Wait until the backend is given back. False: not yet."""
         return self._closed.wait(timeout_s)
 
-    def infer(self, images: np.ndarray, heads: Sequence[Head]) -> Features:
-        """Features of uint8 (n, h, w, 3) images under each of the heads. Raises as `Backend.infer`."""
-        return self._infer(images, *stack(heads))
+    def frame(self) -> np.ndarray | None:
+        """Room for one image where the backend reads it, uint8 (h, w, 3); None: there is none. From any thread."""
+        return None if self._frame is None else self._frame()
+
+    def infer(self, images: np.ndarray | Sequence[np.ndarray], heads: Sequence[Head]) -> Features:
+        """Features of uint8 (n, h, w, 3) images, or n of (h, w, 3), under each head. Raises as `Backend.infer`."""
+        if self._frame is None and not isinstance(images, np.ndarray):
+            images = np.stack(images)
+        return self._infer(cast("np.ndarray", images), *stack(heads))
 
     def _infer(self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray) -> Features:
         with self._computing:

@@ -254,7 +254,9 @@ class Judge(Protocol):
         """One prediction per frame, in order, each by its own route; they may have images of several sizes.
 
         Raises:
-            Exception: anything; the frames are then tried one by one.
+            EngineGoneError: the engine is away for too long; the run ends, and the frames are judged after the next
+                start.
+            Exception: anything else; the frames are then tried one by one.
         """
         ...
 

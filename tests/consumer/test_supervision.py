@@ -49,7 +49,7 @@ class Hall:
 
     def __init__(self, body: str, number: int = 2, patience: Patience = FAST, *, may_end: bool = False) -> None:
         self.metrics, self.health = WorkerMetrics(), Health()
-        self.restarts: list[int] = []
+        self.restarts: list[int | str] = []
         self.error: BaseException | None = None
         self.supervisor = Supervisor(
             number,
