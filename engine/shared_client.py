@@ -1,7 +1,8 @@
 """A backend whose work is done in another process, which does it for several workers. Meets `engine.backend.Backend`.
 
 What the engine's process has of us it has in memory that is ours: when it dies, the memory stays, and the next one is
-given it again with all that was not answered. So a process that is killed costs time and nothing else.
+given it again with all that was not answered. So a process that is killed costs time and nothing else. A thread looks
+whether it is there while nobody waits for it, so that no frame has to wait until the next one has loaded its graph.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
+from socket import SHUT_RDWR
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.backend import Features, Slots, Ticket, check_batch, check_images
+from engine.backend import Features, Slots, Ticket, check_batch, check_frames
 from engine.bundle import pack_bundle
-from engine.errors import BatchError, DeviceError, EngineGoneError, FramegateError, HeadError
+from engine.errors import DeviceError, EngineGoneError, FramegateError, HeadError
 from engine.shared_layout import Layout, Views
 from engine.shared_memory import map_memory, memory_with, new_memory
 from engine.shared_pool import FramePool
@@ -35,6 +39,7 @@ from engine.shared_wire import (
     connect,
     done_number,
     error_of,
+    is_over,
     receive,
     send,
     with_json,
@@ -53,6 +58,7 @@ POOL_BYTES = 64 << 20
 """Of frames that may be decoded ahead, unless more is asked for."""
 
 _RETRY_S = 0.05
+_LOOK_S = 0.5
 _LEAST_S = 0.001
 
 
@@ -119,6 +125,8 @@ class SharedBackend:
         self._link: socket.socket | None = None
         self._slots = Slots()
         self._out: dict[int, _Batch] = {}
+        self._closing = threading.Event()
+        self._using = threading.RLock()
         self._fds: list[int] = [memory_with(pack_bundle(bundle))]
         try:
             told = self._open_first()
@@ -139,6 +147,9 @@ class SharedBackend:
         except BaseException:
             self.close()
             raise
+        threading.Thread(
+            target=_look_again_and_again, args=(weakref.ref(self), self._closing), name="engine-there", daemon=True
+        ).start()
 
     def frame(self) -> np.ndarray | None:
         """Room for one frame where the engine reads it, uint8 (h, w, 3); None where all is taken. From any thread.
@@ -167,7 +178,13 @@ class SharedBackend:
         locations: bool = False,
     ) -> Ticket:
         """See `Backend.submit`. `images` may also be a sequence of (h, w, 3) frames."""
-        frames = self._checked(images, weights, biases)
+        with self._using:
+            return self._submit(self._checked(images, weights, biases), weights, biases, locations=locations)
+
+    def _submit(
+        self, frames: Sequence[np.ndarray], weights: np.ndarray, biases: np.ndarray, *, locations: bool
+    ) -> Ticket:
+        """Put a batch where the engine reads it, and say so."""
         ticket, slot = self._slots.take()
         cells = []
         for place, frame in enumerate(frames):
@@ -194,23 +211,43 @@ class SharedBackend:
         Raises:
             EngineGoneError: the engine's process was away, or silent, for too long. The frames can be judged again.
         """
-        self._slots.slot(ticket)
-        batch = self._out[ticket.number]
-        try:
-            found = self._wait_for(batch)
-        finally:
-            del self._out[ticket.number]
-            self._slots.give_back(ticket)
+        with self._using:
+            self._slots.slot(ticket)
+            batch = self._out[ticket.number]
+            try:
+                found = self._wait_for(batch)
+            finally:
+                del self._out[ticket.number]
+                self._slots.give_back(ticket)
         if isinstance(found, Features):
             return found
         raise found
 
+    def look(self) -> None:
+        """Where the engine's process has died while nobody waited for it, have the next one make ready. Any thread."""
+        if not self._using.acquire(blocking=False):
+            return  # whoever waits for a batch sees to it
+        try:
+            if self._link is not None and not self._out and is_over(self._link):
+                self._lose()
+            if self._link is None and not self._closing.is_set():
+                self._come_back(time.monotonic() + self._waits.answer_s)
+        except EngineGoneError as error:
+            log.warning("%s", error)
+        finally:
+            self._using.release()
+
     def close(self) -> None:
         """See `Backend.close`. The memory goes once the last frame of it is let go."""
-        self._hang_up()
-        self._out.clear()
-        while self._fds:
-            os.close(self._fds.pop())
+        self._closing.set()
+        if (link := self._link) is not None:
+            with suppress(OSError):
+                link.shutdown(SHUT_RDWR)  # it may be waited on: see `look`
+        with self._using:
+            self._hang_up()
+            self._out.clear()
+            while self._fds:
+                os.close(self._fds.pop())
 
     def _checked(
         self, images: np.ndarray | Sequence[np.ndarray], weights: np.ndarray, biases: np.ndarray
@@ -220,13 +257,7 @@ class SharedBackend:
             check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
             frames: Sequence[np.ndarray] = list(images)
         else:
-            for frame in images:
-                if frame.shape != self._shape or frame.dtype != np.uint8:
-                    check_images(frame[None], self.inputs[0])
-            if not 0 < len(images) <= self.profile.largest:
-                msg = f"batch has {len(images)} images: expected 1 to {self.profile.largest}; send smaller batches"
-                raise BatchError(msg)
-            check_batch(self.inputs, images[0][None], weights, biases)
+            check_frames(self.inputs, images, weights, biases, largest=self.profile.largest)
             frames = images
         if weights.shape[1] > self.most_heads:
             msg = (
@@ -245,7 +276,6 @@ class SharedBackend:
         self.most_heads: int = told["most_heads"]
         self.inputs = tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in told["inputs"])
         self._best: int = told["profile"][1]
-        self._shape = self.inputs[0].shape[1:]
 
     def _open_first(self) -> dict[str, Any]:
         """Have the bundle opened for the first time; it may be what kills the process."""
@@ -272,7 +302,7 @@ class SharedBackend:
             try:
                 return connect(self._address)
             except PeerGoneError as error:
-                if time.monotonic() >= deadline_s:
+                if time.monotonic() >= deadline_s or self._closing.is_set():
                     raise EngineGoneError(_gone(str(error))) from error
                 time.sleep(_RETRY_S)
 
@@ -340,7 +370,7 @@ class SharedBackend:
         Raises:
             EngineGoneError: there is none in time, or it is another engine than the one that our verdicts name.
         """
-        while True:
+        while not self._closing.is_set():
             self._link = self._connected(deadline_s)
             try:
                 self._expect_the_same(self._open(deadline_s))
@@ -361,9 +391,10 @@ class SharedBackend:
                 log.warning("the engine's process refuses what it had open before: %s; it is asked again", error)
                 time.sleep(1.0)
             else:
-                log.info("the engine's process is back, and has what was not answered: %d batches", len(self._out))
+                log.info("the engine's process is back; it is given what was not answered: %d batches", len(self._out))
                 return
             time.sleep(_RETRY_S)
+        raise EngineGoneError(_gone("it is not waited for any more"))
 
     def _expect_the_same(self, told: dict[str, Any]) -> None:
         """Raises EngineGoneError where it is another engine than before."""
@@ -392,6 +423,13 @@ class SharedBackend:
             link, self._link = self._link, None
             with suppress(OSError):
                 link.close()
+
+
+def _look_again_and_again(client: weakref.ref[SharedBackend], closing: threading.Event) -> None:
+    """The thread's life; it does not keep the client."""
+    while not closing.wait(_LOOK_S) and (there := client()) is not None:
+        there.look()
+        del there
 
 
 def _gone(why: str) -> str:

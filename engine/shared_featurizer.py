@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -184,9 +184,12 @@ class Featurizer:
     def _images(self, batch: Together) -> np.ndarray:
         """(n, h, w, 3) in one piece, in a room that is not used again before this batch is done.
 
-        The one copy of a frame between the decoder and the backend: a batch mixes the memories of several workers.
+        The one copy of a frame between the decoder and the backend: a batch mixes the memories of several workers. A
+        backend that has to copy frames itself, into its own page-locked memory, is given them as they lie.
         """
         frames = [frame for request in batch.requests for frame in request.frames]
+        if getattr(self.backend, "takes_frames", False):
+            return cast("np.ndarray", frames)
         whole = _in_one_piece(frames)
         if whole is not None:
             return whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -138,6 +139,16 @@ def is_ours(link: socket.socket) -> bool:
     """Whether the other side runs as the same user."""
     told = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return bool(struct.unpack("3i", told)[1] == os.getuid())
+
+
+def is_over(link: socket.socket) -> bool:
+    """Whether the other side is gone, without waiting; takes nothing of what it said."""
+    looking = select.poll()
+    looking.register(link, select.POLLIN)
+    try:
+        return bool(looking.poll(0)) and not link.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True
 
 
 def send(link: socket.socket, message: bytes, fd: int | None = None) -> None:
