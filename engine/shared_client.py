@@ -139,11 +139,7 @@ class SharedBackend:
             self._fds.append(new_memory(self._layout.n_bytes))
             self._views = Views(self._layout, memoryview(map_memory(self._fds[1], self._layout.n_bytes)))
             self._pool = FramePool(self._views)
-            self._map(time.monotonic() + self._waits.answer_s)
-        except PeerGoneError as error:
-            self.close()
-            msg = f"the engine's process went away while a bundle was opened ({error}): expected it to stay; try again"
-            raise DeviceError(msg) from error
+            self._map_first(time.monotonic() + self._waits.answer_s)
         except BaseException:
             self.close()
             raise
@@ -316,6 +312,14 @@ class SharedBackend:
             msg = f"said {kind!r} where a featurizer was to be opened"
             raise PeerGoneError(msg)
         return document
+
+    def _map_first(self, deadline_s: float) -> None:
+        """Give it our memory; the bundle is open by now, so it kills nothing. Raises EngineGoneError."""
+        try:
+            self._map(deadline_s)
+        except PeerGoneError:
+            self._lose()
+            self._come_back(deadline_s)
 
     def _map(self, deadline_s: float) -> None:
         """Give it our memory. Raises PeerGoneError."""

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,9 @@ def connect(address: str) -> socket.socket:
 
 def listen(address: str, backlog: int = 256) -> socket.socket:
     """A socket that is connected to, for processes of the same user. Raises DeviceError where it cannot be made."""
+    if sys.platform != "linux":
+        msg = f"an engine cannot be shared on {sys.platform}: expected Linux; give each worker its own"
+        raise DeviceError(msg)
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         link.bind(address)

@@ -25,7 +25,7 @@ from engine.shared_client import SharedBackend, Waits
 from engine.shared_memory import content_of, map_memory, memory_with
 from engine.shared_wire import connect, send
 from tests.bundles import graph, pictures, small_bundle, small_head
-from tests.shared_engine import ROOT, Engine, EngineProcess, until
+from tests.shared_engine import ROOT, Engine, EngineProcess, memory_bytes, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -384,12 +384,13 @@ def test_fifty_times_opened_and_closed_takes_no_memory() -> None:
 
         for _ in range(10):
             turn()
-        before = engine.memory_bytes()
+        before, here = engine.memory_bytes(), memory_bytes(os.getpid())
         descriptors = len(os.listdir(f"/proc/{engine.pid}/fd"))  # noqa: PTH208 - names are enough
         for _ in range(50):
             turn()
         until(lambda: len(os.listdir(f"/proc/{engine.pid}/fd")) <= descriptors)  # noqa: PTH208 - the same
         assert engine.memory_bytes() - before < 16 << 20
+        assert memory_bytes(os.getpid()) - here < 16 << 20
 
 
 def test_a_process_of_another_kind_at_the_address_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
