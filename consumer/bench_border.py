@@ -9,46 +9,34 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import tempfile
-import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from consumer.bench_crossing import BATCHES, border_alone, crowd
 from consumer.bench_jobs import COMMAND, SPEC, USED
 from consumer.bench_stream import DIFFERENT, HEIGHT_PX, IDLE_EXIT_S, QUALITY, WIDTH_PX, jpegs
 from consumer.bench_stream import _cluster as cluster_for
 from consumer.bench_stream import _decode_on as decode_on
 from consumer.bench_stream import _make as make_topics
-from consumer.bench_stream import _own_cpu_s as own_cpu_s
 from consumer.bench_stream import _run as run_contestant
-from consumer.children import bound_command
-from consumer.config import Settings
 from consumer.plain_stream import preload
-from consumer.worker import instructions
+from engine.backend import SLOTS
 from engine.bundle import write_bundle
-from engine.heads import stack
 from engine.laps import race
-from engine.preprocess import preprocess
 from engine.processor import cpu_name
-from engine.shared_client import SharedBackend
-from engine.shared_wire import listen
 from engine.stand_in import stand_in
 from engine.streams import cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from consumer.bench_stream import Cluster, Run
-    from engine.bundle import Bundle
 
-BATCHES = (8, 32)
 FULL = 32
 """Frames in the batch at which the modelled GPU has the speed that was asked for."""
 
@@ -124,7 +112,12 @@ def bench_border(
         folder = Path(stack_.enter_context(tempfile.TemporaryDirectory(prefix="framegate-bench-")))
         bundle, payloads = stand_in(SPEC.width_px), jpegs(DIFFERENT)
         tick("the border alone", 0, plan.rounds)
-        border = _border(bundle, plan)
+        border = border_alone(bundle, jpegs(FULL), plan.alone_s)
+        tick("sixteen workers", 0, plan.rounds)
+        crowds = {
+            f"{ahead} of each ahead": crowd(bundle, plan.cost, plan.host_cores, plan.batch_size, ahead, plan.alone_s)
+            for ahead in (1, SLOTS)
+        }
         tick("decoding alone", 0, plan.rounds)
         decode = race({"decode": partial(decode_on, payloads, cores())}, seconds=plan.alone_s / 2, rounds=2)["decode"]
         write_bundle(folder / "bundle", bundle)
@@ -149,7 +142,7 @@ def bench_border(
             command = _command(plan, cluster, folder, frames, verdicts)
             runs.append(run_contestant(command, cluster, verdicts, plan.frames, folder))
             told.append(parts_us((folder / f"{verdicts}.log").read_text(encoding="utf-8", errors="replace")))
-        return _result(plan, cluster, border, decode.cpu_ms * 1e3, runs, told, load)
+        return _result(plan, cluster, border, decode.cpu_ms * 1e3, runs, told, load) | {"crowd": crowds}
 
 
 def parts_us(log: str) -> dict[str, float]:
@@ -169,96 +162,6 @@ def parts_us(log: str) -> dict[str, float]:
             if part is not None:
                 seconds[part] = seconds.get(part, 0.0) + value
     return {part: value / frames * 1e6 for part, value in seconds.items()} if frames else {}
-
-
-def _border(bundle: Bundle, plan: Plan) -> dict[str, dict[str, float]]:
-    """The border alone: by way and size of batch, microseconds a frame."""
-    found = {}
-    heads = stack([bundle.head])
-    with _engine(bundle) as (client, engine_pid):
-        images = np.stack([preprocess(payload, SPEC) for payload in jpegs(FULL)])
-        frames = [frame for frame in (client.frame() for _ in range(2 * FULL)) if frame is not None]
-        for index, frame in enumerate(frames):
-            frame[...] = images[index % FULL]
-        for size in BATCHES:
-            ways: dict[str, Sequence[Any]] = {
-                "in place": (frames[:size], frames[FULL : FULL + size]),
-                "copied": (images[:size], images[:size]),
-            }
-            for way, pair in ways.items():
-                found[f"{way}, batches of {size}"] = _crossings(client, engine_pid, pair, heads, plan.alone_s / 2)
-        one = [frames[0]]
-        count, end_s = 0, time.perf_counter() + plan.alone_s / 4
-        began_s = time.perf_counter()
-        while time.perf_counter() < end_s:
-            client.infer(one, *heads)
-            count += 1
-        found["one frame, there and back"] = {"wall_us": round((time.perf_counter() - began_s) / count * 1e6, 1)}
-    room = np.empty_like(images)
-    list_of = list(images)
-    laps = race({"stack": partial(_stacked, list_of, room)}, seconds=plan.alone_s / 8, rounds=3)["stack"]
-    found["np.stack of 32 alone"] = {"cpu_us": round(laps.cpu_ms * 1e3, 2)}
-    return found
-
-
-def _stacked(frames: Sequence[np.ndarray], room: np.ndarray, seconds: float) -> int:
-    """Copy batches for so long."""
-    count, end_s = 0, time.perf_counter() + seconds
-    while not count or time.perf_counter() < end_s:
-        np.stack(frames, out=room)
-        count += len(frames)
-    return count
-
-
-def _crossings(
-    client: SharedBackend, engine_pid: int, pair: Sequence[Any], heads: tuple[np.ndarray, np.ndarray], seconds: float
-) -> dict[str, float]:
-    """Two batches in flight for so long."""
-    cpu_s, engine_s, began_s = time.process_time(), own_cpu_s(engine_pid), time.perf_counter()
-    tickets = [client.submit(batch, *heads) for batch in pair]
-    turn = 0
-    while time.perf_counter() < began_s + seconds:
-        client.collect(tickets[turn % 2])
-        tickets[turn % 2] = client.submit(pair[turn % 2], *heads)
-        turn += 1
-    for ticket in tickets:
-        client.collect(ticket)
-    frames = (turn + 2) * len(pair[0])
-    took_s = time.perf_counter() - began_s
-    return {
-        "per_s": round(frames / took_s, 1),
-        "worker_cpu_us": round((time.process_time() - cpu_s) / frames * 1e6, 2),
-        "engine_cpu_us": round((own_cpu_s(engine_pid) - engine_s) / frames * 1e6, 2),
-    }
-
-
-@contextmanager
-def _engine(bundle: Bundle) -> Iterator[tuple[SharedBackend, int]]:
-    """An engine's process with a GPU that takes no time, and a client of it."""
-    with tempfile.TemporaryDirectory(prefix="framegate-bench-") as folder, ExitStack() as stack_:
-        listener = stack_.enter_context(listen(f"{folder}/socket"))
-        number = listener.fileno()
-        command = [*COMMAND, "fed-engine", json.dumps({"fixed_s": 0.0, "per_image_s": 0.0}), str(number)]
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            bound_command(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[number],
-            start_new_session=True,
-        )
-        try:
-            if process.stdin is not None:
-                process.stdin.write(instructions("engine", 1, Settings(bundle="none", backend="onnxruntime")))
-                process.stdin.flush()
-            client = SharedBackend(f"{folder}/socket", bundle, largest=FULL, pool=2 * FULL)
-            try:
-                yield client, process.pid
-            finally:
-                client.close()
-        finally:
-            process.kill()
-            process.communicate()
 
 
 def _command(plan: Plan, cluster: Cluster, folder: Path, frames: str, verdicts: str) -> list[str]:

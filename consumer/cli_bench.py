@@ -133,6 +133,9 @@ def _border_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "the border alone, microseconds a frame"
     for name, found in result["border_us"].items():
         yield f"  {name:<30}" + ", ".join(f"{key} {value:g}" for key, value in found.items())
+    for name, found in result["crowd"].items():
+        told = ", ".join(f"{key} {value:g}" for key, value in found.items())
+        yield f"{computed['cores']} workers that only submit, {name}: {told}"
     yield ""
     yield f"{result['workers']} workers on a modelled GPU of {result['gpu']['per_s']:g} images/s: " + ", ".join(
         f"{key} {value}" for key, value in whole.items()

@@ -81,6 +81,8 @@ def test_it_is_a_verb_below_bench() -> None:
 def test_the_border_and_the_whole_are_measured() -> None:
     plan = Plan(frames=240, rounds=1, partitions=2, alone_s=0.2)
     result = bench_border(plan)
+    assert set(result["crowd"]) == {"1 of each ahead", "2 of each ahead"}
+    assert all(found["mean_batch"] > 8 for found in result["crowd"].values()), "workers travel together"
     assert set(result["border_us"]) == {
         *(f"{way}, batches of {size}" for way in ("in place", "copied") for size in (8, 32)),
         "one frame, there and back",
