@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer.bench_crossing import BATCHES, border_alone, crowd
+from consumer.bench_crossing import border_alone, crowd
 from consumer.bench_jobs import COMMAND, SPEC, USED
 from consumer.bench_stream import DIFFERENT, HEIGHT_PX, IDLE_EXIT_S, QUALITY, WIDTH_PX, jpegs
 from consumer.bench_stream import _cluster as cluster_for
@@ -47,6 +47,7 @@ PARTS = {
     "decode": "decode",
     "fetch": "fetch",
     "kafka-io": "Kafka client's network",
+    "framegate-": "Kafka producer",
     "engine": "batch: to the engine, back, classify",
     "MainThread": "loop: state, verdicts, publishing",
     "transactions": "transactions",
@@ -142,7 +143,7 @@ def bench_border(
             command = _command(plan, cluster, folder, frames, verdicts)
             runs.append(run_contestant(command, cluster, verdicts, plan.frames, folder))
             told.append(parts_us((folder / f"{verdicts}.log").read_text(encoding="utf-8", errors="replace")))
-        return _result(plan, cluster, border, decode.cpu_ms * 1e3, runs, told, load) | {"crowd": crowds}
+        return _result(plan, cluster, border, crowds, decode.cpu_ms * 1e3, runs, told, load)
 
 
 def parts_us(log: str) -> dict[str, float]:
@@ -188,6 +189,7 @@ def _result(
     plan: Plan,
     cluster: Cluster,
     border: dict[str, dict[str, float]],
+    crowds: dict[str, dict[str, float]],
     decode_us: float,
     runs: Sequence[Run],
     told: Sequence[Mapping[str, float]],
@@ -198,8 +200,8 @@ def _result(
     names = list(dict.fromkeys(name for parts in told for name in parts))
     parts = {name: statistics.median(found.get(name, 0.0) for found in told) for name in names}
     by_cores = plan.host_cores * 1e6 / cost
-    # One interpreter computes for all: what it does at most is what it does with nothing else to wait for.
-    engine_us = border[f"in place, batches of {BATCHES[0]}"]["engine_cpu_us"]
+    # One interpreter serves all workers, so what one core gives it bounds them.
+    engine_us = crowds[f"{SLOTS} of each ahead"]["engine_cpu_us"]
     by_engine = 1e6 / engine_us if engine_us else float("inf")
     broker = [run.broker_us for run in runs if run.broker_us is not None]
     return {
@@ -212,6 +214,7 @@ def _result(
         "batch_size": plan.batch_size,
         "gpu": {"per_s": plan.gpu_per_s, "batch": FULL, **plan.cost},
         "border_us": border,
+        "crowd": crowds,
         "decode_alone_us": round(decode_us, 1),
         "whole": {
             "per_s": round(rate, 1),

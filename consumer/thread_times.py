@@ -15,6 +15,9 @@ SAMPLE_S = 0.1
 """A thread that ends loses what it used since the last sample, at most."""
 
 
+_OWN = "thread-times"
+
+
 class ThreadTimes:
     """Processor seconds by thread, since `begin`. Linux tells them in nanoseconds."""
 
@@ -42,7 +45,7 @@ class ThreadTimes:
             while not over.wait(SAMPLE_S):
                 self.sample()
 
-        thread = threading.Thread(target=run, name="thread-times", daemon=True)
+        thread = threading.Thread(target=run, name=_OWN, daemon=True)
         thread.start()
         try:
             yield
@@ -52,10 +55,14 @@ class ThreadTimes:
             self.sample()
 
     def seconds(self) -> dict[str, float]:
-        """By name, without the numbers of threads of one kind; `other` for those that Python did not start."""
+        """By name, without the numbers of threads of one kind; `other` for those that Python did not start.
+
+        The thread that looks is left out: without it nobody would pay for that.
+        """
         found: defaultdict[str, float] = defaultdict(float)
         for thread, (name, used_s) in self._used.items():
-            found[name.rstrip("-_0123456789")] += used_s - self._began.get(thread, 0.0)
+            if name != _OWN:
+                found[name.rstrip("-_0123456789")] += used_s - self._began.get(thread, 0.0)
         return dict(found)
 
 
