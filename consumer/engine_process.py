@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from consumer.health import STALE_AFTER_S
 from consumer.worker import main as worker_main
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from consumer.app import Instruments
     from consumer.config import Settings
+    from consumer.health import Health
     from engine.backend import Backend
     from engine.bundle import Bundle
 
@@ -62,18 +64,22 @@ def serve_engine(
     def beat() -> None:
         now_s = time.monotonic()
         metrics.featurizers.set(server.featurizers)
-        busy_s = server.busy_for_s(now_s)
-        if busy_s < STUCK_S:
-            health.beat(now_s)
-        else:
-            health.beat(now_s - 1e6)  # the supervisor is not to wait another minute
-            log.error("a batch takes %.0f s already: expected at most %g s", busy_s, STUCK_S)
+        tell_health(health, now_s, server.busy_for_s(now_s))
 
     with on_signals((signal.SIGTERM, signal.SIGINT), server.stop):
         health.set_ready(ready=True)
         log.info("computing for all workers, as %s", settings.backend)
         server.run(beat)
     log.info("stopped: no worker needs the engine any more")
+
+
+def tell_health(health: Health, now_s: float, busy_s: float) -> None:
+    """Say that the process lives, unless a call to its backend, which takes `busy_s` already, will never return."""
+    if busy_s < STUCK_S:
+        health.beat(now_s)
+        return
+    log.error("a batch takes %.0f s already: expected at most %g s; the process is given up", busy_s, STUCK_S)
+    health.beat(now_s - 2 * STALE_AFTER_S)  # the supervisor is to kill it at once
 
 
 def main(fd: int) -> int:

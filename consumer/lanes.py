@@ -13,7 +13,7 @@ import numpy as np
 from consumer.events import EngineRef
 from engine.agreement import compare
 from engine.backend import Features
-from engine.errors import BundleError, FramegateError, WorkError
+from engine.errors import BundleError, EngineGoneError, FramegateError, WorkError
 from engine.heads import stack
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class Lane:
 
         Raises:
             BundleError: it does not.
+            EngineGoneError: the engine is away, which says nothing of the head.
         """
         sides = (bundle.image.height_px, bundle.image.width_px, 3)
         image = np.random.default_rng(0).integers(0, 256, (1, *sides), dtype=np.uint8)
@@ -144,6 +145,8 @@ class Lane:
             features = self.infer(image, [bundle.head])
             bundle.head.predict(image, features.evidence[:, 0], features.pooled)
             bundle.head.features.distance(features.pooled[0])  # not asked for where the pixels are found wanting
+        except EngineGoneError:
+            raise
         except (FramegateError, ValueError) as error:  # numpy's own for arrays that do not fit each other
             msg = f"bundle {bundle.name!r} has a head that cannot judge an image ({error}); train it again"
             raise BundleError(msg) from error

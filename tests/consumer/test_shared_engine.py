@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from consumer.budget import Limits
 from consumer.clock import SystemClock
 from consumer.engine_judge import EngineJudge
+from consumer.engine_process import STUCK_S, tell_health
 from consumer.events import Frame, Position
+from consumer.health import Health
 from consumer.lineup import Loader
 from consumer.memory_io import MemoryDeadLetters, MemoryLog, MemorySink, MemorySource, MemoryWatcher
+from consumer.metrics import EngineMetrics, engine_metric_docs
 from consumer.pipeline import Pace, Pipeline, Ports
 from consumer.ports import Decoded
 from consumer.reload import Reloader
 from engine.batcher import BatchPolicy
 from engine.choice import open_for
 from engine.errors import EngineGoneError, GraphError
+from engine.heads import stack
 from engine.shared_client import SharedBackend, Waits
+from engine.shared_featurizer import Computed
 from tests.lineups import Alone, bundle_of, jpegs, put
 from tests.shared_engine import Engine, EngineProcess, until
 
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from engine.backend import Backend
+    from engine.backend import Backend, Features, Ticket
     from engine.bundle import Bundle
 
 
@@ -128,6 +135,61 @@ def test_a_bad_bundle_is_refused_as_without_a_border_and_good_ones_leave_nothing
             assert judged(judge, payloads) == alone(place, payloads)
             until(lambda: engine.server.featurizers == engine.server.workers == 1)
     assert outcomes == ["refused", *["loaded"] * 6]
+
+
+def test_an_engine_whose_batch_never_ends_says_that_it_does_not_live(caplog: pytest.LogCaptureFixture) -> None:
+    health = Health()
+    tell_health(health, 1000.0, STUCK_S - 1)
+    assert health.live(1000.5) == (True, "")
+    tell_health(health, 1001.0, STUCK_S + 4)
+    assert not health.live(1001.0)[0], "at once"
+    assert "a batch takes 34 s already: expected at most 30 s" in caplog.text
+
+
+def test_a_backend_that_hangs_is_seen_from_outside() -> None:
+    gate = threading.Event()
+
+    def hanging(bundle: Bundle) -> Backend:
+        backend = open_for(bundle, "onnxruntime")
+        collect = backend.collect
+
+        def wait(ticket: Ticket) -> Features:
+            assert gate.wait(20)
+            return collect(ticket)
+
+        backend.collect = wait  # type: ignore[method-assign] # from the second batch on
+        backend.infer = lambda *batch, **wanted: collect(backend.submit(*batch, **wanted))  # type: ignore[method-assign]
+        return backend
+
+    with Engine(hanging) as engine:
+        client = SharedBackend(engine.address, bundle_of(1), pool=0)
+        assert engine.server.busy_for_s(time.monotonic()) == 0
+        ticket = client.submit(np.zeros((1, 64, 64, 3), np.uint8), *stack([bundle_of(1).head]))
+        until(lambda: engine.server.busy_for_s(time.monotonic()) > 0.05)
+        gate.set()
+        client.collect(ticket)
+        until(lambda: engine.server.busy_for_s(time.monotonic()) == 0)
+        client.close()
+
+
+def test_batches_of_the_shared_engine_are_counted() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    metrics.observe(Computed(48, 64, 6, 0.004, failed=False))
+    metrics.observe(Computed(8, 64, 2, 0.0, failed=True))
+    assert registry.get_sample_value("framegate_engine_batch_frames_sum") == 48
+    assert registry.get_sample_value("framegate_engine_batch_fill_ratio_sum") == 0.75
+    assert registry.get_sample_value("framegate_engine_batch_requests_sum") == 6
+    assert registry.get_sample_value("framegate_engine_batch_seconds_count") == 1
+    assert registry.get_sample_value("framegate_engine_batch_failures_total") == 1
+    assert [doc.name for doc in engine_metric_docs()] == [
+        "framegate_engine_batch_failures_total",
+        "framegate_engine_batch_fill_ratio",
+        "framegate_engine_batch_frames",
+        "framegate_engine_batch_requests",
+        "framegate_engine_batch_seconds",
+        "framegate_engine_featurizers",
+    ]
 
 
 def run_pipeline(judge: EngineJudge, payloads: list[bytes], sink: MemorySink) -> None:
