@@ -75,6 +75,7 @@ class _Worker:
     """One connection, and so one featurizer that one worker has open."""
 
     link: socket.socket
+    asked: bool = False
     featurizer: Featurizer | None = None
     views: Views | None = None
     taken: set[int] = field(default_factory=set)
@@ -188,7 +189,8 @@ class EngineServer:
             kind, body, fd = receive(worker.link)
             if kind == SUBMIT:
                 self._submit(worker, Submit.from_bytes(body))
-            elif kind == OPEN and fd is not None and worker.featurizer is None:
+            elif kind == OPEN and fd is not None and not worker.asked:
+                worker.asked = True
                 self._to_open.put((worker, fd))
                 fd = None
             elif kind == MAP and fd is not None and worker.featurizer is not None:

@@ -235,6 +235,8 @@ def test_who_says_what_cannot_be_is_cut_off_and_the_others_go_on(reference: Onnx
         send(link, b"O", fd)
         link.settimeout(5)
         assert b"is not a whole zip" in link.recv(1000)
+        send(link, b"O", fd)
+        assert link.recv(100) == b"", "one featurizer a connection, and one attempt"
         link.close()
         os.close(fd)
         same(client.infer(pictures(2), *HEADS), reference.infer(pictures(2), *HEADS))
