@@ -9,10 +9,12 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from consumer.app import run_consumer
 from consumer.config import Settings
 from consumer.errors import SettingsError
 from consumer.metrics import SupervisorMetrics, supervisor_metric_docs
@@ -89,6 +91,41 @@ def test_a_gpu_is_not_shared_by_engines_unless_told_to(monkeypatch: pytest.Monke
     monkeypatch.setattr("consumer.workers.cores", lambda: 3)
     assert how_many(Settings("b", backend="openvino")) == 3
     assert how_many(Settings("b", backend="tensorrt")) == 3, "on a GPU workers only decode"
+
+
+@pytest.mark.parametrize(
+    ("options", "supervised"),
+    [
+        ({"workers": 1}, False),
+        ({"workers": 1, "engine_process": "own"}, False),
+        ({"workers": 1, "engine_process": "shared"}, True),
+        ({"workers": 2}, True),
+        ({"workers": 1, "engine_process": "own", "engine_address": "socket"}, False),  # a worker itself
+    ],
+)
+def test_one_worker_has_a_supervisor_only_for_an_engine_of_another_process(
+    options: dict[str, Any], supervised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Nothing:
+        def check(self) -> None:
+            told.append("checked")
+
+        def load(self) -> None:
+            msg = "loaded here"
+            raise SettingsError(msg)
+
+    monkeypatch.setattr("consumer.app.loader_of", lambda _: Nothing())
+    monkeypatch.setattr("consumer.app.run_workers", lambda _settings, number: told.append(f"{number} workers"))
+    settings = Settings("b", backend="onnxruntime", **options)
+    if supervised:
+        run_consumer(settings)
+        assert told == ["checked", f"{options['workers']} workers"]
+    else:
+        with pytest.raises(SettingsError, match="loaded here"):
+            run_consumer(settings)
+        assert told == []
 
 
 def test_settings_arrive_as_they_were_with_their_secrets_off_the_command_line() -> None:
