@@ -1,10 +1,10 @@
 # Every target first makes the environment that it needs; `make` alone lists the targets.
-#   ARGS="…"       passed on: to the demo, to pytest, or to the fault run
+#   ARGS="…"       passed on: to the demo, to pytest, to the fault run or the soak
 #   PYTHON=…       the interpreter for .venv instead of the first that fits
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types imports pytest faults format lock wheel clean
+.PHONY: help demo test lint types imports pytest faults soak format lock wheel clean
 # What another installation put on these paths (ROS does) must not shadow what .venv pins.
 unexport PYTHONPATH PYTHONHOME
 
@@ -37,6 +37,10 @@ pytest: .dev ## the tests; ARGS="tests/engine -k resize" for some
 faults: .dev ## break a plant of three brokers for 25 minutes at most, and check every frame; ARGS="--minutes 5 --seed 2"
 	@PYTHON="$(PYTHON)" .ci/setup.sh system
 	@$(BIN)/python -m tests.faults.run $(ARGS)
+
+soak: .dev ## frames at capacity for 30 minutes with a bundle replaced every minute; ARGS="--minutes 5"
+	@PYTHON="$(PYTHON)" .ci/setup.sh system
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 format: .dev ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only $(PYTHON_FILES)

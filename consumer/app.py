@@ -17,12 +17,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
-from consumer.config import MIB
+from consumer.config import EMBEDDED_FETCH_WAIT_S, MIB
 from consumer.dead_letter import DeadLetterBox
 from consumer.engine_judge import EngineJudge
 from consumer.health import Health, HttpServer
 from consumer.kafka_client import Connection
-from consumer.kafka_io import KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
+from consumer.kafka_io import FETCH_WAIT_S, KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
 from consumer.lineup import Loader
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline, Ports
@@ -32,6 +32,7 @@ from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
 from consumer.workers import ENGINE, how_many, run_workers
+from engine.bundle_cache import BundleCache
 from engine.choice import INT8_BACKENDS, open_for
 from engine.shared_client import SharedBackend
 
@@ -105,6 +106,7 @@ def loader_of(settings: Settings) -> Loader:
         shadow=settings.shadow,
         largest=settings.batch_size,
         must_agree=must_agree(settings.backend),
+        cache=None if settings.bundle_cache is None else BundleCache(settings.bundle_cache),
     )
 
 
@@ -116,7 +118,8 @@ def opener_of(settings: Settings) -> Callable[[Bundle], Backend]:
 
     def ask(bundle: Bundle) -> Backend:
         ahead = int(settings.max_in_flight_mib * MIB) // (bundle.image.width_px * bundle.image.height_px * 3)
-        return SharedBackend(address, bundle, largest=settings.batch_size, pool=min(settings.max_in_flight, ahead))
+        largest = settings.batch_size or settings.most_batch()
+        return SharedBackend(address, bundle, largest=largest, pool=min(settings.max_in_flight, ahead))
 
     return ask
 
@@ -130,14 +133,18 @@ def must_agree(backend: str) -> bool:
 
 
 @contextmanager
-def _attend(settings: Settings, loader: Loader, judge: EngineJudge, metrics: Metrics) -> Iterator[None]:
+def _attend(
+    settings: Settings, loader: Loader, judge: EngineJudge, metrics: Metrics, pipeline: Pipeline
+) -> Iterator[None]:
     """Reload what is replaced, and compare with the shadow, while the block runs."""
 
     def told(outcome: Outcome) -> None:
         metrics.count_reload(outcome)
         _show_routes(metrics, judge)
+        if judge.largest_batch is not None:
+            pipeline.use(settings.policy(judge.largest_batch))
 
-    reloader = Reloader(loader, judge, largest=settings.batch_size, told=told)
+    reloader = Reloader(loader, judge, largest=settings.batch_size, most=settings.most_batch(), told=told)
     with ExitStack() as stack:
         if settings.shadow is not None:
             judge.shadow = Shadow(metrics.count_shadow, metrics.count_shadow_left_out)
@@ -159,7 +166,7 @@ def serve(
     judge: Judge,
     *,
     on_ready: Callable[[Pipeline, str | None], None] | None = None,
-    beside: Callable[[Metrics], AbstractContextManager[None]] | None = None,
+    beside: Callable[[Metrics, Pipeline], AbstractContextManager[None]] | None = None,
     instruments: Instruments | None = None,
 ) -> None:
     """`run_consumer` with an engine that is open already.
@@ -168,7 +175,8 @@ def serve(
         settings: its bundle and backend are not looked at.
         judge: the engine.
         on_ready: called with the pipeline and the HTTP address, if any, before frames are fetched.
-        beside: entered once the engine is warm and left when the pipeline is done: what runs beside it, with metrics.
+        beside: entered once the engine is warm and left when the pipeline is done: what runs beside it, with metrics
+            and the pipeline.
         instruments: new ones, where the caller wants to see them too.
 
     Raises:
@@ -193,14 +201,14 @@ def serve(
             address = stack.enter_context(http).url
             log.info("metrics and health on %s", address)
         began_s = time.perf_counter()
-        judge.warm(settings.batch_size)
-        log.info("engine warm after %.2f s", time.perf_counter() - began_s)
-        if beside is not None:
-            stack.enter_context(beside(metrics))
+        largest = judge.warm(settings.batch_size, settings.most_batch())
+        log.info("engine warm after %.2f s, for batches of up to %d", time.perf_counter() - began_s, largest)
         ports = _kafka_ports(
             settings, judge, clock, metrics, health, cluster.identity(settings.frames_topic), embedded, stack
         )
-        pipeline = Pipeline(ports, settings.pace())
+        pipeline = Pipeline(ports, settings.pace(largest))
+        if beside is not None:
+            stack.enter_context(beside(metrics, pipeline))
         if on_ready is not None:
             on_ready(pipeline, address)
         log.info("judging %r as group %r with %s", settings.frames_topic, settings.group, _told(judge.routes()))
@@ -232,6 +240,7 @@ def _kafka_ports(
         topic=settings.frames_topic,
         clock=clock,
         session_timeout_s=settings.session_s(embedded=embedded),
+        fetch_wait_s=EMBEDDED_FETCH_WAIT_S if embedded else FETCH_WAIT_S,
     )
     stack.callback(source.close, 1.0)
     sink: KafkaSink | TransactionalSink

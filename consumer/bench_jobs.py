@@ -8,6 +8,7 @@ import socket
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumer.memory_io import BrightnessJudge
@@ -17,7 +18,7 @@ from engine.preprocess import preprocess
 from engine.specs import ImageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -32,7 +33,8 @@ USED = "processor time: "
 """Begins the line in which a process tells what it used."""
 
 COMMAND = (sys.executable, "-m", "consumer.bench_jobs")
-SPEC = ImageSpec(160, 160)
+SPEC = ImageSpec(160, 160, jpeg="scaled")
+"""As a bundle that is trained now has it. The plain loop decodes whole and resizes, as people do."""
 
 
 class NullJudge(BrightnessJudge):
@@ -54,20 +56,20 @@ class NullJudge(BrightnessJudge):
 def main(kind: str, job: dict[str, Any]) -> int:
     """Do one job.
 
-    Kinds: `worker` (of the next), `null` (our consumer without an engine), `plain` (the plain loop), `fed` (our
-    consumer on a modelled GPU that its workers share), `fed-worker` and `fed-engine` (of it).
+    Kinds: `worker` (of the next), `null` (our consumer without an engine), `plain` (the plain loop), `camera` (sends
+    frames when they are due), `fed` (our consumer on a modelled GPU that its workers share), `fed-worker` and
+    `fed-engine` (of it).
     """
-    if kind == "worker":
-        return worker_main(_serve_null)
-    if kind == "fed":
-        return _fed(job)
-    if kind == "fed-worker":
-        return worker_main(_serve_fed)
-    if kind == "fed-engine":
-        return _fed_engine(job, int(sys.argv[3]))
-    if kind == "null":
-        return _null(job)
-    return _plain(job)
+    kinds: dict[str, Callable[[], int]] = {
+        "worker": lambda: worker_main(_serve_null),
+        "null": lambda: _null(job),
+        "plain": lambda: _plain(job),
+        "camera": lambda: _camera(job),
+        "fed": lambda: _fed(job),
+        "fed-worker": lambda: worker_main(_serve_fed),
+        "fed-engine": lambda: _fed_engine(job, int(sys.argv[3])),
+    }
+    return kinds[kind]()
 
 
 def _serve_null(settings: Settings, instruments: Instruments | None = None) -> None:
@@ -149,6 +151,15 @@ def _tell(frames: float, seconds: dict[str, float], *, engine: bool) -> None:
     logging.getLogger(__name__).info("%s%s", USED, json.dumps({"engine": engine, "frames": frames, "seconds": seconds}))
 
 
+def _camera(job: dict[str, Any]) -> int:
+    from consumer.plain_stream import send_on_time  # noqa: PLC0415 - as above
+
+    payloads = [path.read_bytes() for path in sorted(Path(job.pop("payloads")).iterdir())]
+    report = Path(job.pop("report"))
+    report.write_text(json.dumps(send_on_time(payloads=payloads, **job)), encoding="utf-8")
+    return 0
+
+
 def _plain(job: dict[str, Any]) -> int:
     from consumer.plain_stream import plain_loop  # noqa: PLC0415 - as above
 
@@ -170,4 +181,7 @@ def _first(scored: Any) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], json.loads(sys.argv[2])))
+    given = sys.argv[2]
+    # A long job is in a file: a command line has an end.
+    text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+    sys.exit(main(sys.argv[1], json.loads(text)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ Examples:
   framegate run --bundle bundles/parts-1 --bootstrap-servers kafka-1:9092,kafka-2:9092
   framegate run --bundle parts.zip --client-config kafka.properties --http-host 0.0.0.0
   framegate run --routing routes.toml --shadow bundles/parts-2
+  framegate run --bundle https://models.plant.example/parts.zip --watch-s 30
   FRAMEGATE_GROUP=line-2 framegate run --bundle bundles/parts-1 --batch-size 16 --batch-age-ms 10
 """
 
@@ -31,7 +33,11 @@ _CLIENT = click.option(
 
 
 @click.command(context_settings=VERB, epilog=RUN_EPILOG)
-@click.option("--bundle", metavar="BUNDLE", help="Model bundle: a folder or a zip. With --routing: for other stations.")
+@click.option(
+    "--bundle",
+    metavar="BUNDLE",
+    help="Model bundle: a folder, a zip or a URL of one. With --routing: for other stations.",
+)
 @click.option(
     "--routing",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -40,6 +46,12 @@ _CLIENT = click.option(
 )
 @click.option(
     "--shadow", metavar="BUNDLE", help="A candidate: its decisions are compared in the metrics, never published."
+)
+@click.option(
+    "--bundle-cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where bundles fetched from URLs are kept. Default: the user's cache folder.",
 )
 @click.option(
     "--watch-s",
@@ -52,8 +64,18 @@ _CLIENT = click.option(
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to read frames from.")
 @click.option("--verdicts-topic", default="verdicts", metavar="NAME", help="Topic to publish verdicts to.")
 @click.option("--dead-topic", default="frames.dead", metavar="NAME", help="Topic for records of unjudgeable frames.")
-@click.option("--batch-size", default=8, metavar="FRAMES", help="Frames in the largest batch.")
-@click.option("--batch-age-ms", default=5.0, metavar="MS", help="Longest wait for a fuller batch, milliseconds.")
+@click.option(
+    "--batch-size",
+    type=int,
+    metavar="FRAMES",
+    help="Frames in the largest batch. Default: as many as pay, by what the engine's batches are measured to cost.",
+)
+@click.option(
+    "--batch-age-ms",
+    type=float,
+    metavar="MS",
+    help="How long an idle engine waits for a fuller batch, milliseconds. Default: not at all.",
+)
 @click.option("--station-cap", type=int, metavar="FRAMES", help="Of one station in a contested batch. Default: half.")
 @click.option("--decode-threads", type=int, metavar="N", help="Threads that decode. Default: the cores, at most 8.")
 @click.option("--max-in-flight", default=256, metavar="FRAMES", help="Frames fetched and not yet answered, at most.")
@@ -101,7 +123,7 @@ _CLIENT = click.option(
 @tensorrt_settings
 @click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help="Log lines on standard error.")
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
-def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
+def run(*, client_config: Path | None, http_port: int, bundle_cache: Path | None, **options: Any) -> None:
     """Judge the frames of a topic: one verdict per frame, in order per station.
 
     Goes on where the group last committed; a new group begins at the oldest frame kept, so no frame is skipped. On
@@ -113,8 +135,10 @@ def run(*, client_config: Path | None, http_port: int, **options: Any) -> None:
     """
     from consumer.app import log_to_stderr, run_consumer  # noqa: PLC0415 - `--help` must not wait for it
     from consumer.config import Settings, read_client_config  # noqa: PLC0415 - the same
+    from engine.plan_cache import default_folder  # noqa: PLC0415 - the same
 
     settings = Settings(
+        bundle_cache=bundle_cache or default_folder(os.environ).with_name("bundles"),
         tensorrt=take_settings(options, options["backend"]),
         client={} if client_config is None else read_client_config(client_config),
         http_port=None if http_port < 0 else http_port,

@@ -32,7 +32,13 @@ Examples:
 @click.option("--rounds", default=3, type=click.IntRange(min=1), help="Runs of each contestant.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers of our consumer.  [default: the cores]")
 @click.option("--partitions", default=4, type=click.IntRange(min=1), help="Partitions of the topic.")
-@click.option("--batch-size", default=32, type=click.IntRange(min=1), help="Frames in our largest batch.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Frames in our largest batch.  [default: as measured]")
+@click.option(
+    "--latency-s",
+    default=10.0,
+    type=click.FloatRange(min=0),
+    help="Of arrivals in each latency run, of which there are two to five a round; 0 leaves latency out.",
+)
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def stream(
@@ -43,6 +49,10 @@ def stream(
     The same frames, 640 x 480 JPEG, lie on the broker; every contestant reads them in a process of its own, all in
     turn. The plain loop has one thread: poll, decode, resize, score one frame at a time with the same engine, send
     without waiting, commit once per poll. With the broker on the same machine it takes its share of the cores.
+
+    Then latency, from capture to a verdict that a reader of committed records has in hand, under Poisson arrivals at
+    half of the plain loop's rate and at 0.8 of ours: the loop where it keeps up, ours at least once and, on Apache
+    Kafka, exactly once.
     """
     from consumer.bench_stream import Plan, bench_stream  # noqa: PLC0415 - `--help` must not wait for it
     from consumer.config import read_client_config  # noqa: PLC0415 - the same
@@ -75,6 +85,18 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key}: " + ", ".join(f"{name} {value:g}" for name, value in result[key].items())
     exactly = result["exactly_once_throughput_ratio"]
     yield f"exactly once against at least once: {'not measured' if exactly is None else f'{exactly:g}'}"
+    latency = result["latency"]
+    for load in latency["loads"]:
+        yield ""
+        yield f"{load['load']}, {load['per_s']:g} frames/s       p50 ms    p99 ms"
+        for name in ("plain", "at_least_once", "exactly_once"):
+            if name in load:
+                yield f"{name:<40}  {load[name]['p50_ms']:8.1f}  {load[name]['p99_ms']:8.1f}"
+    if latency["loads"]:
+        told = ", ".join(f"{name} {value}" for name, value in latency["p99_ratio"].items() if value is not None)
+        yield f"p99 against the plain loop's: {told or 'not measured'}"
+        if latency["exactly_once_added_ms"] is not None:
+            yield f"exactly once adds {latency['exactly_once_added_ms']:g} ms"
 
 
 _BORDER_EXAMPLE = """\b

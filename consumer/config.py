@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import tomllib
@@ -13,6 +14,7 @@ from consumer.budget import Limits
 from consumer.errors import SettingsError
 from consumer.pipeline import Pace
 from engine.batcher import BatchPolicy
+from engine.specs import BatchProfile
 from engine.streams import cores, sharing
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ LARGEST_PORT = 65_535
 
 EMBEDDED_SESSION_S = 6.0
 """On the embedded broker a group forms in half of this."""
+
+EMBEDDED_FETCH_WAIT_S = 0.01
+"""The embedded broker does not answer when a frame comes but when it looks again: asked to wait 500 ms at most it takes
+129 ms, 100 ms 26, 20 ms 7, 10 ms 5, medians of 4 partitions."""
 
 SESSION_S = 10.0
 """How long a dead member keeps its partitions on Apache Kafka; its own default of 45 s leaves a line waiting."""
@@ -65,6 +71,11 @@ OTHER_NAMES = {
 }
 """As other clients call them."""
 
+SECRETS = frozenset({"ssl_password", "sasl_plain_password"})
+"""May also be given as `NAME_file`: a file that holds nothing else, as orchestrators mount them."""
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
 _YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -73,15 +84,17 @@ class Settings:
     """Everything `framegate run` can be told.
 
     Attributes:
-        bundle: folder or zip of the model bundle; with `routing`, for the stations that no route matches.
+        bundle: folder, zip or URL of the model bundle; with `routing`, for the stations that no route matches.
         routing: TOML file that says which bundle judges which station; None: `bundle` judges all.
-        shadow: folder or zip of a bundle whose decisions are compared and not published.
+        shadow: folder, zip or URL of a bundle whose decisions are compared and not published.
+        bundle_cache: folder for bundles that are fetched from URLs; None: URLs are refused.
         watch_s: how often to look whether a bundle or the routing file has changed; 0: only on SIGHUP.
         bootstrap_servers: host:port, comma-separated.
         group: the consumer group; its committed positions say where to go on.
         frames_topic, verdicts_topic, dead_topic: names of the topics.
-        batch_size: frames in the largest batch.
-        batch_age_ms: how long the oldest decoded frame waits for company.
+        batch_size: frames in the largest batch; None: as many as are worth it by what the engine's batches cost,
+            measured at the start.
+        batch_age_ms: how long the oldest decoded frame waits for company where the engine is idle; None: not at all.
         station_cap: frames of one station in a batch while others wait; None: half the batch.
         decode_threads: threads that decode; None: the cores, at most 8.
         max_in_flight: frames between fetching and the broker's answer.
@@ -108,14 +121,15 @@ class Settings:
     bundle: str | None = None
     routing: Path | None = None
     shadow: str | None = None
+    bundle_cache: Path | None = None
     watch_s: float = 5.0
     bootstrap_servers: str = "localhost:9092"
     group: str = "framegate"
     frames_topic: str = "frames"
     verdicts_topic: str = "verdicts"
     dead_topic: str = "frames.dead"
-    batch_size: int = 8
-    batch_age_ms: float = 5.0
+    batch_size: int | None = None
+    batch_age_ms: float | None = None
     station_cap: int | None = None
     decode_threads: int | None = None
     max_in_flight: int = 256
@@ -146,7 +160,8 @@ class Settings:
         _at_least("--batch-age-ms", self.batch_age_ms, 0)
         _at_least("--station-cap", self.station_cap, 1)
         _at_least("--decode-threads", self.decode_threads, 1)
-        _at_least("--max-in-flight", self.max_in_flight, self.batch_size, "--batch-size, or no batch is ever full")
+        why = "--batch-size, or no batch is ever full"
+        _at_least("--max-in-flight", self.max_in_flight, self.batch_size or 1, why if self.batch_size else "")
         _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
         _at_least("--drain-s", self.drain_s, 0)
         _at_least("--workers", self.workers, 1)
@@ -170,7 +185,7 @@ class Settings:
 
     def require_batch(self, largest: int, backend: str) -> None:
         """Raises SettingsError where the batches asked for are larger than the backend takes."""
-        if self.batch_size > largest:
+        if self.batch_size is not None and self.batch_size > largest:
             msg = f"--batch-size {self.batch_size} is too large for backend {backend}: expected at most {largest}"
             raise SettingsError(msg)
 
@@ -202,11 +217,24 @@ class Settings:
             return self.session_timeout_s
         return EMBEDDED_SESSION_S if embedded else SESSION_S
 
-    def pace(self) -> Pace:
-        """How the loop works."""
-        cap = self.station_cap if self.station_cap is not None else max(1, self.batch_size // 2)
+    def most_batch(self) -> int:
+        """Frames in the largest batch that can be full while another one is in the engine."""
+        return max(1, self.max_in_flight // 2)
+
+    def policy(self, largest: int) -> BatchPolicy:
+        """When a batch is taken, as told here, else by what the engine's batches cost: see `engine.batch_cost`.
+
+        Args:
+            largest: frames in the largest batch that is worth it to the engine.
+        """
+        size = self.batch_size if self.batch_size is not None else largest
+        cap = self.station_cap if self.station_cap is not None else max(1, size // 2)
+        return BatchPolicy(size, (self.batch_age_ms or 0.0) / 1000, cap)
+
+    def pace(self, largest: int = BatchProfile().best) -> Pace:
+        """How the loop works, with an engine to which batches of up to `largest` are worth it."""
         return Pace(
-            policy=BatchPolicy(self.batch_size, self.batch_age_ms / 1000, cap),
+            policy=self.policy(largest),
             limits=Limits(self.max_in_flight, int(self.max_in_flight_mib * MIB)),
             decode_threads=self.decode_threads or _decode_threads(),
             drain_s=self.drain_s,
@@ -220,14 +248,15 @@ def _decode_threads() -> int:
     return min(8, max(2, cores()) if sharing() else cores())
 
 
-def read_client_config(path: Path) -> dict[str, Any]:
+def read_client_config(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The Kafka client's security settings from a file: TOML (`*.toml`) or `name=value` lines.
 
     Names may be written with dots or underscores and as other clients call them (`sasl.username`). Lines that begin
-    with `#` are comments.
+    with `#` are comments. A value may be `${NAME}`: that of an environment variable. A password may lie in a file of
+    its own, whose path stands at `sasl.password.file` or `ssl.key.password.file`.
 
     Raises:
-        SettingsError: the file cannot be read, or holds something else. Never names a value: it may be a secret.
+        SettingsError: a file cannot be read, or holds something else. Never names a value: it may be a secret.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -239,13 +268,39 @@ def read_client_config(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, value in given.items():
         plain = name.strip().replace(".", "_").replace("-", "_")
+        own_file = plain.endswith("_file")
+        plain = plain.removesuffix("_file")
         key = OTHER_NAMES.get(plain, plain)
-        if key not in CLIENT_KEYS:
+        if key not in CLIENT_KEYS or (own_file and key not in SECRETS):
             known = ", ".join(sorted(CLIENT_KEYS))
             msg = f"client config {path} has an unknown setting {name!r}: expected some of {known}"
             raise SettingsError(msg)
-        settings[key] = _truth(path, key, value) if key == "ssl_check_hostname" else str(value)
+        meant = _from_environment(path, key, value, environment) if isinstance(value, str) else value
+        if own_file:
+            meant = _from_file(path, key, str(meant))
+        settings[key] = _truth(path, key, meant) if key == "ssl_check_hostname" else str(meant)
     return settings
+
+
+def _from_environment(path: Path, key: str, value: str, environment: Mapping[str, str]) -> str:
+    """The variable that a value names, where it is nothing but `${NAME}`."""
+    named = _VARIABLE.fullmatch(value)
+    if named is None:
+        return value
+    if named[1] not in environment:
+        msg = f"client config {path}: {key} is to come from the variable {named[1]}, which is not set: set it"
+        raise SettingsError(msg)
+    return environment[named[1]]
+
+
+def _from_file(path: Path, key: str, name: str) -> str:
+    """A secret from a file of its own, beside the config file unless absolute; a line's end behind it is none of it."""
+    try:
+        return (path.parent / name).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        msg = f"client config {path}: the file for {key} cannot be read: {reason}; expected one with the password alone"
+        raise SettingsError(msg) from error
 
 
 def _read_toml(path: Path, text: str) -> dict[str, Any]:

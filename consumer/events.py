@@ -31,6 +31,7 @@ class Frame:
         captured_at_s: epoch seconds; the record's own timestamp where the camera gave none or a skewed one.
         skewed: the camera's clock was not believed.
         fetched_at_s: epoch seconds at which this process had the record in hand.
+        trace: headers of its trace context, for what is published of it.
     """
 
     position: Position
@@ -41,6 +42,7 @@ class Frame:
     fetched_at_s: float
     part_id: str | None = None
     skewed: bool = False
+    trace: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

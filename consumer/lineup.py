@@ -13,7 +13,7 @@ from consumer.events import ModelRef
 from consumer.lanes import Lane
 from consumer.ports import Route
 from consumer.routing import Routing, Rule, one_bundle, read_routing
-from engine.bundle import bundle_path, open_bundle
+from engine.bundle import bundle_path, bundle_url, open_bundle
 from engine.errors import BundleError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from engine.backend import Backend
     from engine.bundle import Bundle
+    from engine.bundle_cache import BundleCache
     from engine.heads import Head
     from engine.specs import ImageSpec
 
@@ -105,10 +106,26 @@ class Lineup:
             (rule, seat.model, None if seat.shadow is None else seat.shadow.model) for rule, seat in self.seats.items()
         ]
 
-    def warm(self, largest: int, *, gently: bool = False) -> None:
-        """Compute once in every size of batch, on every lane that has not. As `Lane.warm`."""
+    def warm(self, largest: int | None, most: int, *, gently: bool = False) -> int:
+        """Compute once in every size of batch that will be scored, on every lane that has not.
+
+        Args:
+            largest: images in the largest batch; None: what is worth taking, as measured. Then one policy serves all
+                lanes: the largest that one of them finds worth it, as far as all of them take it, since a batch may be
+                of one lane's frames alone.
+            most: with None, the largest that may be wanted.
+            gently: as in `Lane.warm`.
+
+        Returns:
+            Images in the largest batch.
+        """
+        if largest is None:
+            bound = min((most, *(lane.largest for lane in self.lanes)))
+            worth = (lane.measure(most, gently=gently).worth for lane in self.lanes)
+            largest = min(bound, max(worth, default=1))
         for lane in self.lanes:
             lane.warm(largest, gently=gently)
+        return largest
 
     def close(self) -> None:
         """Need the lanes no more."""
@@ -126,8 +143,9 @@ class Loader:
         bundle: str | None = None,
         routing: Path | None = None,
         shadow: str | None = None,
-        largest: int,
+        largest: int | None,
         must_agree: bool = True,
+        cache: BundleCache | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -136,9 +154,10 @@ class Loader:
             bundle: location of the one for all stations that no route matches.
             routing: the file with the routes.
             shadow: location of the candidate.
-            largest: images in the largest batch that will be scored.
+            largest: images in the largest batch that an engine has to take; None: whatever it takes will do.
             must_agree: a bundle shares an engine that was opened for another one only where it answers as this
                 bundle's reference does. To be left out where the engine was asked for by name.
+            cache: keeps what is fetched from URLs; None: a URL is refused.
         """
         self._open_backend = open_backend
         self._bundle = bundle
@@ -146,15 +165,16 @@ class Loader:
         self._shadow = shadow
         self._largest = largest
         self._must_agree = must_agree
+        self._cache = cache
 
     def look(self) -> Look:
-        """What lies at each location now. Cheap: nothing but the routing file is opened."""
+        """What lies at each location now. Only the routing file is opened; a URL's server may keep it waiting."""
         look = {} if self._routing is None else {str(self._routing): sight(self._routing)}
         try:
             routing = self._read_routing()
         except SettingsError:  # told when it is loaded; until it is mended nothing else matters
             return look
-        return look | {location: _sight_of(location) for location in self._locations(routing)}
+        return look | {location: self._sight_of(location) for location in self._locations(routing)}
 
     def check(self) -> None:
         """See that what is named is there and fits, without opening an engine: before others are started to load it.
@@ -163,7 +183,7 @@ class Loader:
             SettingsError, BundleError: as `load`.
         """
         routing = self._read_routing()
-        bundles = {location: open_bundle(location) for location in self._locations(routing)}
+        bundles = {location: self._open(location) for location in self._locations(routing)}
         for rule in routing.rules:
             bundle = bundles[rule.bundle]
             rule.operating_point(bundle.head.operating_point)
@@ -179,6 +199,7 @@ class Loader:
         Raises:
             SettingsError: the routing file or a route in it is wrong, or batches are too large for an engine.
             BundleError: a bundle is not there or not whole.
+            RemoteError: a bundle cannot be fetched, and never was.
             GraphError, DeviceError, PlanError, ParityError: an engine cannot be opened on one.
         """
         look = self.look() if look is None else look
@@ -215,12 +236,29 @@ class Loader:
         if member is not None and member.sight == seen:
             _hold(member.lane, held)
             return member
-        bundle = open_bundle(location)
+        bundle = self._open(location)
         lane = self._lane(bundle, [*held, *(() if before is None else before.lanes)], held)
         lane.try_head(bundle)
         # Without the bundle's own graph: an engine has it, and it is most of what a bundle takes.
         model = ModelRef(bundle.name, bundle.version, bundle.digest, bundle.head.name)
         return Member(seen, model, bundle.image, bundle.head, lane)
+
+    def _open(self, location: str) -> Bundle:
+        """What lies at a location, fetched first where it is a URL."""
+        url = bundle_url(location)
+        if url is None or self._cache is None:
+            return open_bundle(location)
+        return open_bundle(location, at=self._cache.fetch(url))
+
+    def _sight_of(self, location: str) -> Sight:
+        """Of a bundle's location; what is wrong with the location itself is told when it is loaded."""
+        try:
+            url = bundle_url(location)
+            if url is not None:
+                return () if self._cache is None else self._cache.look(url)
+            return sight(bundle_path(location))
+        except BundleError:
+            return ()
 
     def _lane(self, bundle: Bundle, open_lanes: list[Lane], held: list[Lane]) -> Lane:
         """A lane that serves this bundle: an open one where there is one, else a new one."""
@@ -232,7 +270,7 @@ class Loader:
                 return lane
         lane = Lane(bundle.head.featurizer, self._open_backend(bundle))
         held.append(lane)
-        if lane.largest < self._largest:
+        if self._largest is not None and lane.largest < self._largest:
             msg = (
                 f"--batch-size {self._largest} is too large for backend {lane.engine.backend}: expected at most "
                 f"{lane.largest}"
@@ -249,14 +287,6 @@ def sight(path: Path) -> Sight:
     except OSError:  # not there, or on its way in or out: what it is will be seen at the next look
         return ()
     return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
-
-
-def _sight_of(location: str) -> Sight:
-    """Of a bundle's location; what is wrong with the location itself is told when it is loaded."""
-    try:
-        return sight(bundle_path(location))
-    except BundleError:
-        return ()
 
 
 def same_pixels(one: ImageSpec, other: ImageSpec) -> bool:

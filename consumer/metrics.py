@@ -287,7 +287,7 @@ class Metrics:
         )
         self.batch_inference_seconds = Histogram(
             "framegate_batch_inference_seconds",
-            "Seconds the network took for a whole batch.",
+            "Seconds from giving a batch to the engine until it was done. Where two are there at a time they overlap.",
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )

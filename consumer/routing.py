@@ -4,7 +4,7 @@ A routing file is TOML. Routes are tried in order and the first whose glob match
 
     [[route]]
     station = "press-*"
-    bundle = "bundles/housings"        # beside this file, unless absolute; may be pinned: …@sha256:DIGEST
+    bundle = "bundles/housings"        # beside this file, unless absolute or a URL; may be pinned: …@sha256:DIGEST
     roi = [0.25, 0.1, 0.75, 0.9]       # left, top, right, bottom as fractions of the upright image
     threshold = 0.4
     review_band = [0.3, 0.5]
@@ -156,11 +156,16 @@ def _rule(table: dict[str, Any], where: str, folder: Path, default: str | None) 
         raise SettingsError(msg)
     return Rule(
         station,
-        str(folder / bundle) if "bundle" in table else bundle,
+        _located(bundle, folder) if "bundle" in table else bundle,
         _region(table.get("roi"), where),
         _number(table.get("threshold"), where, "threshold"),
         _band(table.get("review_band"), where),
     )
+
+
+def _located(bundle: str, folder: Path) -> str:
+    """A URL as it is; a path from the file's folder."""
+    return bundle if "://" in bundle else str(folder / bundle)
 
 
 def _region(value: object, where: str) -> Region | None:

@@ -32,6 +32,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -43,6 +44,7 @@ from kafka.errors import KafkaConfigurationError, KafkaError, RetriableError, fo
 from kafka.net.compat import KafkaNetClient
 
 from consumer.errors import BrokerError, SettingsError, TopicError
+from consumer.overheard import overhear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -286,29 +288,40 @@ def _ask(
 def _connect(settings: Mapping[str, Any], timeout_s: float) -> Any:
     """An admin client that has the cluster's metadata; where that fails nothing is left behind."""
     built: list[KafkaNetClient] = []
+    closing = threading.Lock()
 
     def build(**configs: Any) -> KafkaNetClient:
         built.append(KafkaNetClient(**configs))
         return built[-1]
 
     def close() -> None:
-        for half_open in built:
-            half_open.close()
+        with closing:
+            while built:
+                # Woken by it, the constructor closes what it has as well, and then there is nothing left to wake.
+                with suppress(RuntimeError):
+                    built.pop().close()
 
     # A client that fails in its constructor leaves its thread running, and its TLS handshake knows no timeout: a
     # listener that does not speak TLS and stays silent would hold us for ever.
     watchdog = threading.Timer(timeout_s + 1.0, close)
     watchdog.daemon = True
     watchdog.start()
+    heard = None
     try:
-        return KafkaAdminClient(**settings, bootstrap_timeout_ms=int(timeout_s * 1000), kafka_client=build)
+        with overhear(close) as heard:
+            return KafkaAdminClient(**settings, bootstrap_timeout_ms=int(timeout_s * 1000), kafka_client=build)
     except KafkaConfigurationError as error:
         msg = f"a setting of the Kafka client is wrong: {error}"
         raise SettingsError(msg) from error
     except (KafkaError, OSError, ValueError) as error:
         close()
         servers = settings["bootstrap_servers"]
-        msg = f"the broker at {servers} gives no answer: {error}; is it Kafka, do the security settings fit?"
+        why = error if heard is None or not heard.reason else heard.reason
+        if heard is not None and heard.for_good:
+            cure = "see user and password, the certificates, and the key with its password"
+            msg = f"the broker at {servers} does not let us in: {why}; {cure}"
+        else:
+            msg = f"the broker at {servers} gives no answer: {why}; is it Kafka, do the security settings fit?"
         raise BrokerError(msg) from error
     finally:
         watchdog.cancel()

@@ -13,14 +13,18 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from urllib.parse import quote, quote_from_bytes
 
 from consumer.events import UNKNOWN_STATION, Cause, DeadLetter, Decision, Frame, Position, StageTimes, Verdict
+from consumer.trace_context import trace_of
 from engine.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from consumer.trace_context import Trace
 
 SPEC_VERSION = b"1.0"
 FRAME_TYPE = "framegate.frame.v1"
@@ -42,6 +46,7 @@ MAX_NAME_CHARS = 256
 MAX_ERROR_CHARS = 2_000
 """How much of an error's text a dead letter carries."""
 
+_MICROSECONDS = 1_000_000
 _MAX_TIME_BYTES = 64
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _READABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -108,7 +113,7 @@ def frame_from_record(
         key: the station, UTF-8. Null or empty is `unknown`. What is not UTF-8, or over 256 characters, becomes a
             readable name with a digest of the bytes behind it: the same for the same key, another for another.
         value: the encoded image; null becomes empty, so that a verdict comes of it.
-        headers: CloudEvents attributes; unreadable ones are passed over, None values too.
+        headers: CloudEvents attributes and trace context; unreadable ones are passed over, None values too.
         timestamp_ms: the record's timestamp, epoch milliseconds; None or negative (Kafka's -1) where it has none.
         now_s: this process's clock, epoch seconds; becomes `fetched_at_s`.
         skew_limit_s: how far a capture time may lie from the record's timestamp.
@@ -137,6 +142,7 @@ def frame_from_record(
         fetched_at_s=now_s,
         part_id=_name(part_id) if part_id else None,
         skewed=skewed,
+        trace=trace_of(attributes),
     )
 
 
@@ -178,8 +184,17 @@ def verdict_id(cluster_id: str, topic_id: str, partition: int, offset: int) -> s
 
     The same frame judged again, by whatever model, has the same id: that is how readers drop repeated verdicts.
     """
-    place = json.dumps([cluster_id, topic_id, partition, offset], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(place.encode()).hexdigest()[:32]
+    place = _topic_hash(cluster_id, topic_id).copy()
+    place.update(b"%d,%d]" % (partition, offset))
+    digest: str = place.hexdigest()
+    return digest[:32]
+
+
+@lru_cache(maxsize=8)
+def _topic_hash(cluster_id: str, topic_id: str) -> Any:
+    """SHA-256 of what the places of one topic have in common: compact JSON, `["cluster","topic",`."""
+    topic = json.dumps([cluster_id, topic_id], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(f"{topic[:-1]},".encode())
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
@@ -239,6 +254,7 @@ def verdict_record(verdict: Verdict, *, group: str) -> WireRecord:
             source=_group_source(group),
             at_s=verdict.decided_at_s,
             content_type="application/json",
+            trace=verdict.frame.trace,
         ),
         timestamp_ms=round(verdict.decided_at_s * 1000),
     )
@@ -271,6 +287,7 @@ def dead_letter_record(letter: DeadLetter, *, group: str) -> WireRecord:
             source=_group_source(group),
             at_s=letter.at_s,
             content_type="application/json",
+            trace=letter.frame.trace,
         ),
         timestamp_ms=round(letter.at_s * 1000),
     )
@@ -309,7 +326,18 @@ def parse_verdict(value: bytes | None) -> dict[str, Any]:
 
 def rfc3339(epoch_s: float) -> str:
     """Epoch seconds as RFC 3339 in UTC with microseconds, for example `2026-03-01T06:00:00.250000Z`."""
-    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    fraction, whole = math.modf(epoch_s)
+    microseconds = round(fraction * 1e6)
+    if not 0 <= microseconds < _MICROSECONDS:  # before 1970, or rounded up to the next second
+        carry, microseconds = divmod(microseconds, _MICROSECONDS)
+        whole += carry
+    return f"{_second(int(whole))}.{microseconds:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(epoch_s: int) -> str:
+    """A whole second in UTC: the verdicts of a moment share few of them."""
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
 
 
 def _capture_time(
@@ -356,9 +384,9 @@ def _name(raw: bytes) -> str:
 
 
 def _attributes(
-    *, event_id: str, event_type: str, source: str, at_s: float, content_type: str
+    *, event_id: str, event_type: str, source: str, at_s: float, content_type: str, trace: Trace = ()
 ) -> list[tuple[str, bytes]]:
-    """The CloudEvents attributes as Kafka headers."""
+    """The CloudEvents attributes as Kafka headers, and behind them the frame's trace context."""
     return [
         ("ce_specversion", SPEC_VERSION),
         ("ce_id", _utf8(event_id)),
@@ -366,6 +394,7 @@ def _attributes(
         ("ce_source", source.encode()),
         ("ce_time", rfc3339(at_s).encode()),
         ("content-type", content_type.encode()),
+        *trace,
     ]
 
 

@@ -32,6 +32,9 @@ REPORT_EVERY_S = 0.5
 REPORT_SHARE = 0.01
 """Of the time, spent on reports at most: with many stations they come less often."""
 
+SILENT_AT_MOST_S = 10.0
+"""But not less often than this: a supervisor takes one that is silent for a minute for one that hangs, and kills it."""
+
 
 def instructions(number: int | str, workers: int, settings: Settings) -> bytes:
     """What a worker is given on its standard input.
@@ -111,6 +114,15 @@ def _stop_with_the_supervisor(given: FileIO) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def rest_after(took_s: float) -> float:
+    """How long to say nothing after a report that took so much of a processor's time.
+
+    Not the time on the clock: a report that had to wait half a second for the interpreter, as while an engine is
+    compiled, would silence the worker for almost a minute.
+    """
+    return min(SILENT_AT_MOST_S, max(REPORT_EVERY_S, took_s / REPORT_SHARE))
+
+
 @contextmanager
 def _reporting(instruments: Instruments, out: FileIO) -> Iterator[None]:
     """Report inside the block, and a last time when it has ended well."""
@@ -119,9 +131,9 @@ def _reporting(instruments: Instruments, out: FileIO) -> Iterator[None]:
     def run() -> None:
         rest_s = 0.0
         while not over.wait(rest_s):
-            began_s = time.perf_counter()
+            began_s = time.thread_time()
             _report(instruments, out)
-            rest_s = max(REPORT_EVERY_S, (time.perf_counter() - began_s) / REPORT_SHARE)
+            rest_s = rest_after(time.thread_time() - began_s)
 
     thread = threading.Thread(target=run, name="reports", daemon=True)
     thread.start()

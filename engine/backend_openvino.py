@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
+import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import openvino as ov
 
 from engine.errors import DeviceError, GraphError, InputError
 from engine.processor import cpu_name, has_bfloat16
+from engine.signal_stack import signal_stack_kept
 from engine.specs import TensorSpec
 from engine.streams import StreamedBackend, cores, sharing
 
@@ -69,6 +71,21 @@ class OpenVinoBackend(StreamedBackend):
         super().__init__(inputs, _Requests(compiled), streams=streams)
 
 
+_loading = threading.Lock()
+_loaded: list[ov.Core] = []
+
+
+def _core() -> ov.Core:
+    """The one core of this process, with its processor plugin loaded, and never unloaded: see `engine.signal_stack`."""
+    with _loading:
+        if not _loaded:
+            with signal_stack_kept():
+                core = ov.Core()
+                core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin is loaded when it is first asked
+            _loaded.append(core)
+    return _loaded[0]
+
+
 def compile_graph(
     graph: bytes, precision: str, properties: Mapping[str, Any], *, batch: int | None = None, marked: bool = True
 ) -> ov.CompiledModel:
@@ -85,7 +102,7 @@ def compile_graph(
     Raises:
         GraphError: OpenVINO cannot read or compile it.
     """
-    core = ov.Core()
+    core = _core()
     try:
         model = core.read_model(graph)
         if precision == "bf16" and marked:

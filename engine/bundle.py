@@ -22,6 +22,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from engine.familiarity import FeatureLimits, PixelLimits
 from engine.featurizer import FeaturizerSpec
 from engine.heads import Calibration, Head
 from engine.prediction import OperatingPoint
+from engine.remote import is_url, shown
 from engine.specs import ImageSpec
 
 if TYPE_CHECKING:
@@ -151,18 +153,23 @@ def _sealed(bundle: Bundle, report: Mapping[str, bytes]) -> tuple[Bundle, dict[s
     return written, files
 
 
-def open_bundle(location: str | Path) -> Bundle:
+def open_bundle(location: str | Path, *, at: Path | None = None) -> Bundle:
     """Open and check a bundle: a folder or a zip, pinned by `LOCATION@sha256:DIGEST` where its digest must be that one.
+
+    Args:
+        location: where it is, for people.
+        at: the copy on this machine of what lies there, see `engine.bundle_cache`; None: the location is a path.
 
     Raises:
         BundleError: not there, not a bundle, a newer schema, a changed byte, another digest than the pinned one.
     """
     where, pinned = _split_pin(str(location))
-    if "://" in where:
-        msg = f"bundle {where} is a URL: expected a folder or a zip; copy it here first"
+    if at is None and is_url(where):
+        msg = f"bundle {shown(where)} is a URL: expected a folder or a zip; copy it here first"
         raise BundleError(msg)
-    path = Path(where)
-    return _checked(where, _read_zip(path, where) if path.is_file() else _read_folder(path), pinned)
+    place = Path(where) if at is None else at
+    where = shown(where)
+    return _checked(where, _read_zip(place, where) if place.is_file() else _read_folder(place, where), pinned)
 
 
 def _checked(where: str, files: Mapping[str, bytes], pinned: str | None) -> Bundle:
@@ -189,6 +196,12 @@ def _checked(where: str, files: Mapping[str, bytes], pinned: str | None) -> Bund
 def bundle_path(location: str) -> Path:
     """Where a location's files lie, without its pin. Raises BundleError where the pin is none."""
     return Path(_split_pin(location)[0])
+
+
+def bundle_url(location: str) -> str | None:
+    """The URL of a location that has to be fetched, without its pin; None: it is a path. Raises as `bundle_path`."""
+    where = _split_pin(location)[0]
+    return where if is_url(where) else None
 
 
 def _files(bundle: Bundle, report: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -331,16 +344,21 @@ def _check_files(where: str, files: Mapping[str, bytes], manifest: Mapping[str, 
 def _split_pin(location: str) -> tuple[str, str | None]:
     where, mark, digest = location.rpartition("@sha256:")
     if not mark:
-        return location, None
+        return _without_scheme(location), None
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         msg = f"pin @sha256:{digest} is not a digest: expected 64 hexadecimal digits, as `manifest.json` shows"
         raise BundleError(msg)
-    return where, digest
+    return _without_scheme(where), digest
 
 
-def _read_folder(folder: Path) -> dict[str, bytes]:
+def _without_scheme(where: str) -> str:
+    """A `file://` URL as the path it is."""
+    return unquote(urlsplit(where).path) if where.startswith("file://") else where
+
+
+def _read_folder(folder: Path, where: str) -> dict[str, bytes]:
     if not folder.is_dir():
-        msg = f"bundle {folder} is not there: expected a folder or a zip that `framegate train` wrote"
+        msg = f"bundle {where} is not there: expected a folder or a zip that `framegate train` wrote"
         raise BundleError(msg)
     try:
         return {
@@ -349,7 +367,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
             if path.is_file()
         }
     except OSError as error:
-        msg = f"bundle {folder} cannot be read: {error.strerror}: {error.filename}"
+        msg = f"bundle {where} cannot be read: {error.strerror}: {error.filename}"
         raise BundleError(msg) from error
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +11,12 @@ import click
 
 from engine.command import VERB, print_json
 from engine.plan_cache import default_folder
+from engine.progress import progress_bar
 from engine.specs import BatchProfile
 from engine.tensorrt_options import TensorRTOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from engine.backend_tensorrt import TensorRTBackend
     from engine.tensorrt_build import BuildStep
@@ -104,8 +103,12 @@ def build(bundle: str, backend: str, *, as_json: bool, **values: Any) -> None:
     options = take_settings(values, backend)
     graph = open_bundle(bundle).graph
     start_s = time.perf_counter()
-    with _progress() as progress:
-        opened = TensorRTBackend(graph, options, progress=progress)
+    with progress_bar(width=40, hides_done=True) as show:
+
+        def tell(step: BuildStep) -> None:
+            show(step.name, step.done, step.total)
+
+        opened = TensorRTBackend(graph, options, progress=tell)
     try:
         result = _result(opened, time.perf_counter() - start_s)
     finally:
@@ -146,24 +149,3 @@ def _print(result: dict[str, Any]) -> None:
         click.echo(f"plan     {sizes}: {plan['bytes'] / 1e6:.1f} MB, {how} in {plan['seconds']:.1f} s, {plan['path']}")
     click.echo(f"warm     every size tried in {result['warm_up_s']:.1f} s")
     click.echo(f"took     {result['seconds']:.1f} s")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[BuildStep], None]]:
-    """TensorRT's phases on standard error where a terminal is there; silent elsewhere. Any thread may tell."""
-    from rich.console import Console  # noqa: PLC0415 - only while something is shown
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description:<40.40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-        lock = threading.Lock()
-
-        def show(step: BuildStep) -> None:
-            with lock:
-                if step.name not in tasks:
-                    tasks[step.name] = bar.add_task(step.name, total=step.total)
-                bar.update(tasks[step.name], completed=step.done, total=step.total, visible=step.done < step.total)
-
-        yield show

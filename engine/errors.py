@@ -27,6 +27,10 @@ class BundleError(InputError):
     """A bundle that is not there, not whole, or from a newer Framegate."""
 
 
+class RemoteError(WorkError):
+    """A bundle that cannot be fetched now: its server is away, silent, or does not let us."""
+
+
 class GraphError(InputError):
     """A network that is corrupt, of another kind than Framegate builds, or asks for parts that do not exist."""
 

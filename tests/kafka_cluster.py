@@ -165,6 +165,7 @@ class ApacheKafka:
         *,
         settings: Mapping[str, object] | None = None,
         fronts: Mapping[int, int] | None = None,
+        secure: Mapping[str, str] | None = None,
     ) -> None:
         """Choose ports and folders; nothing is started yet.
 
@@ -174,10 +175,18 @@ class ApacheKafka:
             settings: further settings of every broker.
             fronts: for each node the port of a proxy. Brokers then have a second listener, at `fronted_port`, that
                 sends its clients to those ports: whoever bootstraps through a proxy meets nothing but proxies.
+            secure: further listeners for clients by name, with the protocol of each: `{"LOCKED": "SASL_SSL"}`. What
+                they need besides is among the settings, as `listener.name.locked.…`.
         """
         ports = _free_ports(3 * brokers)
         self._settings = dict(settings or {})
         self._fronts = dict(fronts or {})
+        self._secure = dict(secure or {})
+        self._secure_ports = {
+            (node_id, name): port
+            for node_id in range(1, brokers + 1)
+            for name, port in zip(self._secure, _free_ports(len(self._secure)), strict=True)
+        }
         self._cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._directory = directory
         self._nodes = {
@@ -190,6 +199,10 @@ class ApacheKafka:
     def bootstrap_servers(self) -> str:
         """Addresses of all brokers, also of those that are stopped."""
         return ",".join(f"{HOST}:{node.port}" for node in self._nodes.values())
+
+    def secure_servers(self, name: str) -> str:
+        """Addresses of all brokers' secure listeners of this name."""
+        return ",".join(f"{HOST}:{self._secure_ports[node_id, name]}" for node_id in self.nodes)
 
     def fronted_port(self, node_id: int) -> int:
         """Where the listener behind the node's front is."""
@@ -287,6 +300,8 @@ class ApacheKafka:
         addresses = [f"BROKER://{HOST}:{node.port}"]
         fronted = [f"FRONT://{HOST}:{node.fronted_port}"] if front is not None else []
         advertised = [f"FRONT://{HOST}:{front}"] if front is not None else []
+        secure = [f"{name}://{HOST}:{self._secure_ports[node.node_id, name]}" for name in self._secure]
+        protocols = {"BROKER": "PLAINTEXT", "FRONT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._secure}
         voters = ",".join(f"{other.node_id}@{HOST}:{other.controller_port}" for other in self._nodes.values())
         settings = {
             "process.roles": "broker,controller",
@@ -294,9 +309,9 @@ class ApacheKafka:
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "BROKER",
-            "listeners": ",".join([*addresses, *fronted, f"CONTROLLER://{HOST}:{node.controller_port}"]),
-            "advertised.listeners": ",".join([*addresses, *advertised]),
-            "listener.security.protocol.map": "BROKER:PLAINTEXT,FRONT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join([*addresses, *fronted, *secure, f"CONTROLLER://{HOST}:{node.controller_port}"]),
+            "advertised.listeners": ",".join([*addresses, *advertised, *secure]),
+            "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
             "log.dirs": node.folder / "data",
             "auto.create.topics.enable": "false",
             "default.replication.factor": copies,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,10 @@ import click
 
 from engine.command import VERB, print_json
 from engine.errors import InputError
+from engine.progress import progress_bar
 from engine.specs import Region
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from trainer.progress import Step
 
 _TRAIN_EXAMPLE = """\b
@@ -47,6 +45,12 @@ Example:
 )
 @click.option("--roi", help="Region of interest as fractions left,top,right,bottom of the image, cut before resizing.")
 @click.option(
+    "--jpeg",
+    type=click.Choice(["scaled", "whole"]),
+    help="Decode JPEGs no larger than the network's input needs, or always whole.  [default: scaled, or as "
+    "--featurizer-of has it]",
+)
+@click.option(
     "--seed", default=0, type=click.IntRange(min=0), help="Decides the split; the same seed, the same bundle."
 )
 @click.option("--defect-rate", type=float, help="Share of defects on the line; by default the training set's own.")
@@ -77,13 +81,18 @@ def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
         taps=parse_taps(options["taps"]) if options["taps"] else None,
         featurizer_of=options["featurizer_of"],
         region=Region.parse(options["roi"]) if options["roi"] else Region(),
+        jpeg=options["jpeg"],
         seed=options["seed"],
         defect_rate=options["defect_rate"],
         costs=Costs(options["cost_escape"], options["cost_false_reject"], options["cost_review"]),
         held_out=options["held_out"],
     )
-    with progress_bar() as progress:
-        _, summary = run_training(settings, progress)
+    with progress_bar(stays=True) as show:
+
+        def tell(step: Step) -> None:
+            show(step.name, step.done, step.total)
+
+        _, summary = run_training(settings, tell)
     if as_json:
         print_json(summary)
     else:
@@ -107,10 +116,8 @@ def fetch(name: str, out: Path, base_url: str | None) -> None:
     from trainer.public_data import find_set  # noqa: PLC0415
 
     click.echo(find_set(name).notice)
-    with progress_bar() as progress:
-        from trainer.progress import Step  # noqa: PLC0415
-
-        fetch_set(name, out, base_url=base_url, progress=lambda done, total: progress(Step("fetch", done, total)))
+    with progress_bar(stays=True) as show:
+        fetch_set(name, out, base_url=base_url, progress=lambda done, total: show("fetch", done, total))
     click.echo(f"fetched into {out}; train on it with: framegate train {out} --out bundles/{name}")
 
 
@@ -151,25 +158,6 @@ def parse_taps(text: str) -> tuple[int, ...]:
     except ValueError as error:
         msg = f"taps {text!r} are not block numbers: expected whole numbers with commas, for example 2,4,7,10"
         raise InputError(msg) from error
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Step], None]]:
-    """A progress bar on standard error where a terminal is there; silent elsewhere."""
-    from rich.console import Console  # noqa: PLC0415 - only while something is shown
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(step: Step) -> None:
-            if step.name not in tasks:
-                tasks[step.name] = bar.add_task(step.name, total=step.total or None)
-            bar.update(tasks[step.name], completed=step.done, total=step.total or None)
-
-        yield show
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +15,7 @@ import consumer.app
 import framegate
 from consumer.config import MIB, Settings, read_client_config
 from consumer.errors import SettingsError
+from engine.batcher import BatchPolicy
 from engine.bundle import write_bundle
 from engine.plan_cache import default_folder
 from engine.tensorrt_options import TensorRTOptions
@@ -51,7 +55,9 @@ def test_flags_come_before_the_environment_and_that_before_the_file(started: lis
 def test_the_commands_defaults_are_the_settings_own(started: list[Settings]) -> None:
     assert invoke("run", "--bundle", "b").exit_code == 0
     (settings,) = started
-    assert settings == Settings(bundle="b", tensorrt=TensorRTOptions(plans=default_folder(os.environ)))
+    plans = default_folder(os.environ)
+    fetched = plans.with_name("bundles")
+    assert settings == Settings(bundle="b", tensorrt=TensorRTOptions(plans=plans), bundle_cache=fetched)
 
 
 def test_one_bundle_routes_or_both_have_to_be_named(started: list[Settings], tmp_path: Path) -> None:
@@ -80,6 +86,12 @@ def test_help_shows_every_option_with_its_unit_and_examples() -> None:
         assert word in text
     for verb in ("broker", "topics"):
         assert "Example" in invoke(verb, "--help").output
+
+
+def test_metrics_are_for_this_machine_alone_unless_told_otherwise(started: list[Settings]) -> None:
+    assert invoke("run", "--bundle", "b").exit_code == 0
+    assert invoke("run", "--bundle", "b", "--http-host", "0.0.0.0").exit_code == 0  # noqa: S104 - only parsed
+    assert [settings.http_host for settings in started] == ["127.0.0.1", "0.0.0.0"]  # noqa: S104 - the same
 
 
 def test_a_port_of_minus_one_serves_none(started: list[Settings]) -> None:
@@ -118,6 +130,20 @@ def test_the_pace_follows_the_settings() -> None:
     assert pace.limits.max_bytes == 3 * MIB // 2
     assert pace.decode_threads == 3
     assert Settings(bundle="b", batch_size=1).pace().policy.station_cap == 1
+
+
+def test_without_a_word_about_batches_the_policy_is_what_the_engine_was_measured_to_be_worth() -> None:
+    settings = Settings(bundle="b")
+    assert settings.pace(32).policy == settings.policy(32) == BatchPolicy(32, 0.0, 16)
+    assert settings.policy(1) == BatchPolicy(1, 0.0, 1)
+    told = Settings(bundle="b", batch_size=6, batch_age_ms=2.0, station_cap=5)
+    assert told.policy(32) == BatchPolicy(6, 0.002, 5)
+    assert Settings(bundle="b", station_cap=5).policy(32) == BatchPolicy(32, 0.0, 5)
+
+
+def test_no_batch_is_wanted_that_would_leave_none_in_flight_beside_it() -> None:
+    assert Settings(bundle="b", max_in_flight=20).most_batch() == 10
+    assert Settings(bundle="b", max_in_flight=1).most_batch() == 1
 
 
 def test_the_embedded_broker_gets_a_shorter_session() -> None:
@@ -160,6 +186,21 @@ def test_a_client_file_may_be_lines_or_toml(tmp_path: Path, name: str, text: str
     }
 
 
+def test_a_value_may_come_from_a_variable_and_a_password_from_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("geheim ${NO}\n")
+    file = tmp_path / "kafka.properties"
+    file.write_text(
+        "sasl.username=${LINE_USER}\nsasl.password.file=password\nssl.key.password.file=${FOLDER}\n"
+        "ssl.ca.location=/etc/${LINE_USER}\n"
+    )
+    assert read_client_config(file, {"LINE_USER": "line-1", "FOLDER": str(tmp_path / "password")}) == {
+        "sasl_plain_username": "line-1",
+        "sasl_plain_password": "geheim ${NO}",
+        "ssl_password": "geheim ${NO}",
+        "ssl_cafile": "/etc/${LINE_USER}",  # only a whole value is a variable's
+    }
+
+
 def test_secrets_do_not_show() -> None:
     settings = Settings(bundle="b", client={"sasl_plain_password": "geheim"})
     assert "geheim" not in repr(settings)
@@ -173,6 +214,9 @@ def test_secrets_do_not_show() -> None:
         ("c.properties", "geheim\n", "line 1, is no setting: expected name=value"),
         ("c.properties", "ssl.check.hostname=geheim\n", "ssl_check_hostname is neither true nor false"),
         ("c.toml", 'sasl_plain_password = "geheim\n', "is not TOML"),
+        ("c.properties", "sasl.password=${NOT_SET_ANYWHERE}\n", "from the variable NOT_SET_ANYWHERE, which is not set"),
+        ("c.properties", "sasl.password.file=geheim\n", "the file for sasl_plain_password cannot be read: No such"),
+        ("c.properties", "sasl.username.file=x\n", "unknown setting 'sasl.username.file'"),
     ],
 )
 def test_a_wrong_client_file_is_refused_without_showing_values(
@@ -199,6 +243,26 @@ def test_a_wrong_setting_ends_with_2_and_one_line(
         framegate.main(["run", "--bundle", "b", "--batch-size", "0"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "framegate: error: --batch-size 0 is too small: expected 1 or more\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bundles_server_that_is_away_at_the_start_is_one_line(tmp_path: Path, workers: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/parts.zip?sig=s3cret"
+        command = [sys.executable, "-m", "framegate", "run", "--bootstrap-servers", "127.0.0.1:9"]
+        done = subprocess.run(
+            [*command, "--bundle", url, "--workers", workers, "--bundle-cache", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert f"bundle {url.partition('?')[0]}?… cannot be fetched: ConnectionError" in line
+    assert "see that the server runs" in line
+    assert "s3cret" not in done.stderr
 
 
 def test_a_batch_larger_than_the_backend_is_prepared_for_is_refused_before_the_broker_is_asked(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,17 +20,22 @@ from consumer.budget import Limits
 from consumer.clock import SystemClock
 from consumer.engine_judge import EngineJudge
 from consumer.events import Frame, Position
+from consumer.lineup import Loader
 from consumer.memory_io import MemoryDeadLetters, MemoryLog, MemorySink, MemorySource, MemoryWatcher
 from consumer.pipeline import Pace, Pipeline, Ports
 from consumer.reload import Reloader
+from engine.backbone import FeaturizerSpec, inputs
+from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.batcher import BatchPolicy
 from engine.bundle import open_bundle, write_bundle
+from engine.bundle_cache import BundleCache
+from engine.errors import BundleError
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
+from tests.web import Web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from consumer.lineup import Loader
     from engine.backend import Backend
     from engine.bundle import Bundle
 
@@ -88,6 +93,27 @@ def test_a_bundle_that_is_replaced_is_loaded_once(tmp_path: Path) -> None:
         assert watch.outcomes == ["loaded"]
 
 
+def test_a_new_engine_brings_its_own_largest_batch(tmp_path: Path) -> None:
+    def opened(bundle: Bundle) -> Backend:
+        cost = BatchCost(0.004, 0.0) if bundle.name == "seed-3" else BatchCost(0.0, 0.004)
+        spec = FeaturizerSpec()
+        return ModelledBackend(inputs(spec, bundle.image), spec.pooled_size, cost)
+
+    put(tmp_path / "b", bundle_of(1))
+    load = Loader(opened, bundle=str(tmp_path / "b"), largest=None, must_agree=False)
+    with EngineJudge(load.load()) as judge:
+        assert judge.warm(None, 8) == 2
+        told: list[int | None] = []
+        reloader = Reloader(
+            load, judge, largest=None, most=8, told=lambda _: told.append(judge.largest_batch), settle=lambda _: None
+        )
+        put(tmp_path / "b", bundle_of(2))
+        assert reloader.look() == "loaded"
+        put(tmp_path / "b", bundle_of(3, wide=True))
+        assert reloader.look() == "loaded"
+    assert told == [2, 8], "known by the time that it is told"
+
+
 def test_a_zip_is_watched_as_a_folder_is(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b.zip", bundle_of(1))
     write_bundle(tmp_path / "next.zip", bundle_of(2))
@@ -106,6 +132,50 @@ def test_a_link_that_is_turned_to_another_bundle_is_seen(tmp_path: Path) -> None
         (tmp_path / "next").replace(tmp_path / "current")
         assert watch.reloader.look() == "loaded"
         assert watch.names() == ["seed-2"]
+
+
+def test_a_url_is_watched_and_its_server_may_go_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed in (1, 2):
+        write_bundle(tmp_path / f"{seed}.zip", bundle_of(seed))
+    one, two = ((tmp_path / f"{seed}.zip").read_bytes() for seed in (1, 2))
+    cache = BundleCache(tmp_path / "cache")
+    with ExitStack() as stack:
+        with Web(one) as web:
+            watch = stack.enter_context(watching(bundle=web.url, cache=cache))
+            assert watch.reloader.look() is None
+            web.put(two, "two")
+            assert watch.reloader.look() == "loaded"
+            assert watch.names() == ["seed-2"]
+            asked = len(web.asked)
+            assert watch.reloader.look() is None
+            assert web.asked[asked:] == ["HEAD"], "nothing is fetched while nothing has changed"
+            web.put(two[:-100], "three")
+            assert watch.reloader.look() == "refused"
+        caplog.clear()
+        assert [watch.reloader.look(), watch.reloader.look()] == [None, None]
+        assert len(caplog.records) == 1, "told once"
+        assert watch.names() == ["seed-2"]
+        with Web(one, etag="four", port=web.port):
+            assert watch.reloader.look() == "loaded"
+        assert watch.names() == ["seed-1"]
+    assert watch.outcomes == ["loaded", "refused", "loaded"]
+
+
+def test_a_routing_file_and_a_shadow_may_name_urls(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "1.zip", bundle_of(1))
+    put(tmp_path / "b", bundle_of(2))
+    with Web((tmp_path / "1.zip").read_bytes()) as web:
+        routes = tmp_path / "routes.toml"
+        routes.write_text(f'[[route]]\nstation = "a"\nbundle = "{web.url}"\n[[route]]\nstation = "b"\nbundle = "b"\n')
+        cache = BundleCache(tmp_path / "cache")
+        with watching(routing=routes, shadow=web.url, cache=cache) as watch:
+            assert watch.names() == ["seed-1", "seed-2"]
+            assert web.asked.count("GET") == 1
+
+
+def test_without_a_cache_a_url_is_refused() -> None:
+    with pytest.raises(BundleError, match="is a URL: expected a folder or a zip"):
+        loader(bundle="https://127.0.0.1:9/parts.zip").load()
 
 
 def test_the_same_bundle_again_changes_nothing_and_is_said_to(tmp_path: Path) -> None:

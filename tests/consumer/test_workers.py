@@ -19,7 +19,8 @@ from consumer.config import Settings
 from consumer.errors import SettingsError
 from consumer.metrics import SupervisorMetrics, supervisor_metric_docs
 from consumer.reports import Report, WorkerMetrics, families_of
-from consumer.worker import instructions
+from consumer.supervision import Patience
+from consumer.worker import REPORT_EVERY_S, instructions, rest_after
 from consumer.workers import computes_on_cpu, how_many, settings_of, shares_engine
 from engine import streams
 from engine.streams import cores
@@ -136,6 +137,12 @@ def test_settings_arrive_as_they_were_with_their_secrets_off_the_command_line() 
     assert {"worker": 4, "workers": 6}.items() <= order.items()
     assert pickle.loads(stream.read(order["bytes"])) == settings  # noqa: S301 - our own
     assert stream.read() == b""
+
+
+def test_a_report_that_takes_long_does_not_silence_a_worker_until_it_is_killed_for_it() -> None:
+    assert rest_after(0.0) == REPORT_EVERY_S
+    assert rest_after(0.02) == pytest.approx(2.0), "a hundredth of the time"
+    assert rest_after(3.0) < Patience().silent_s / 4
 
 
 def test_a_report_says_exactly_what_the_registry_holds() -> None:

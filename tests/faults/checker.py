@@ -119,22 +119,22 @@ def check(
         report.verdicts += 1
         place = verdict.place
         frame = asked.get(place)
-        fault = "it answers no frame" if frame is None else _fault(frame, verdict, expected, topic)
+        fault = "it answers no frame" if frame is None else fault_of(frame, verdict, expected, topic)
         if ids.setdefault(verdict.document["verdict_id"], place) != place:
             fault = fault or "its id is another frame's"
         if fault is not None:
-            report.note("wrong", f"{_name(verdict)}: {fault}")
+            report.note("wrong", f"{name_of(verdict)}: {fault}")
         if place in seen:
             first = seen[place]
-            report.note("doubled", f"{_name(verdict)}: first at {first.partition}/{first.offset}")
+            report.note("doubled", f"{name_of(verdict)}: first at {first.partition}/{first.offset}")
             continue
         seen[place] = verdict
         line = verdict.key, place[0]
         if place[1] < latest[line]:
-            report.note("out_of_order", f"{_name(verdict)}: behind the verdict of offset {latest[line]}")
+            report.note("out_of_order", f"{name_of(verdict)}: behind the verdict of offset {latest[line]}")
         elif homes.setdefault(verdict.key, verdict.partition) != verdict.partition:
             report.note(
-                "out_of_order", f"{_name(verdict)}: its station's verdicts lie in partition {homes[verdict.key]}"
+                "out_of_order", f"{name_of(verdict)}: its station's verdicts lie in partition {homes[verdict.key]}"
             )
         latest[line] = max(latest[line], place[1])
     for place in sorted(asked.keys() - seen.keys()):
@@ -142,7 +142,7 @@ def check(
     return report
 
 
-def _fault(frame: FrameRecord, verdict: VerdictRecord, expected: Mapping[str, Expected], topic: str) -> str | None:
+def fault_of(frame: FrameRecord, verdict: VerdictRecord, expected: Mapping[str, Expected], topic: str) -> str | None:
     """What is wrong with this answer to this frame; None: nothing."""
     document = verdict.document
     named = (document["source"]["topic"], document["station"], document["frame_id"], verdict.key)
@@ -162,7 +162,7 @@ def _fault(frame: FrameRecord, verdict: VerdictRecord, expected: Mapping[str, Ex
     return None
 
 
-def _name(verdict: VerdictRecord) -> str:
+def name_of(verdict: VerdictRecord) -> str:
     """Which verdict, of which frame."""
     place = verdict.place
     return f"verdict {verdict.partition}/{verdict.offset} of frame {place[0]}/{place[1]}"

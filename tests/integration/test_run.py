@@ -190,6 +190,26 @@ def test_each_frame_has_one_verdict_in_order_whatever_it_is(line: Line) -> None:
     )
 
 
+def test_a_frames_trace_context_goes_on_to_its_verdict_and_dead_letter(line: Line) -> None:
+    sound = [
+        ("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
+        ("tracestate", b"plc=7"),
+        ("baggage", b"lot=12"),
+    ]
+    malformed = [("traceparent", b"\xff not one"), ("tracestate", b"plc=7"), ("baggage", b"x" * 100_000)]
+    for headers in (sound, malformed):
+        for payload in (jpeg(20), b"not an image"):
+            line.producer.send(line.settings.frames_topic, payload, key=b"press-1", headers=headers)
+            line.sent += 1
+    line.producer.flush(30)
+    line.serve()
+    names = {"traceparent", "tracestate", "baggage"}
+    for topic, count in ((line.settings.verdicts_topic, 4), (line.settings.dead_topic, 2)):
+        records = sorted(line.read(topic, count), key=lambda record: json.loads(record.value)["source"]["offset"])
+        found = [[header for header in record.headers if header[0] in names] for record in records]
+        assert found == [sound] * (count // 2) + [[]] * (count // 2)
+
+
 def noisy_png(side: int, sides: tuple[int, int] | None = None) -> bytes:
     """A PNG that does not compress, or a plain one of other sides."""
     if sides is not None:
