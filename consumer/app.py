@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
-from consumer.config import EMBEDDED_FETCH_WAIT_S
+from consumer.config import EMBEDDED_FETCH_WAIT_S, MIB
 from consumer.dead_letter import DeadLetterBox
 from consumer.engine_judge import EngineJudge
 from consumer.health import Health, HttpServer
@@ -31,10 +31,11 @@ from consumer.shadow import Shadow
 from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
-from consumer.workers import how_many, run_workers
+from consumer.workers import ENGINE, how_many, run_workers
 from engine.arenas import few_arenas
 from engine.bundle_cache import BundleCache
 from engine.choice import INT8_BACKENDS, open_for
+from engine.shared_client import SharedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from consumer.ports import Judge, Route, TenureChange
     from consumer.reload import Outcome
     from consumer.tenure import Partition
+    from engine.backend import Backend
+    from engine.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
     few_arenas()
     loader = loader_of(settings)
     workers = how_many(settings)
-    if workers > 1:
+    if workers > 1 or settings.engine_process == "shared":
         loader.check()
         run_workers(settings, workers)
         return
@@ -99,15 +102,36 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
 def loader_of(settings: Settings) -> Loader:
     """What loads the bundles that these settings name, onto the backend that they name."""
     return Loader(
-        partial(open_for, name=settings.backend, tensorrt=settings.tensorrt),
+        opener_of(settings),
         bundle=settings.bundle,
         routing=settings.routing,
         shadow=settings.shadow,
         largest=settings.batch_size,
-        # A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
-        must_agree=settings.backend in {"auto", *INT8_BACKENDS},
+        must_agree=must_agree(settings.backend),
         cache=None if settings.bundle_cache is None else BundleCache(settings.bundle_cache),
     )
+
+
+def opener_of(settings: Settings) -> Callable[[Bundle], Backend]:
+    """What opens a bundle: an engine of our own, or the one that the workers share."""
+    address = settings.engine_address
+    if address is None:
+        return partial(open_for, name=settings.backend, tensorrt=settings.tensorrt)
+
+    def ask(bundle: Bundle) -> Backend:
+        ahead = int(settings.max_in_flight_mib * MIB) // (bundle.image.width_px * bundle.image.height_px * 3)
+        largest = settings.batch_size or settings.most_batch()
+        return SharedBackend(address, bundle, largest=largest, pool=min(settings.max_in_flight, ahead))
+
+    return ask
+
+
+def must_agree(backend: str) -> bool:
+    """Whether bundles share an engine only where it answers as each one's reference does.
+
+    A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
+    """
+    return backend in {"auto", *INT8_BACKENDS}
 
 
 @contextmanager
@@ -353,7 +377,7 @@ def on_signals(numbers: Sequence[signal.Signals], call: Callable[[], None]) -> I
 class JsonLines(logging.Formatter):
     """One JSON object per event."""
 
-    def __init__(self, worker: int | None = None) -> None:
+    def __init__(self, worker: int | str | None = None) -> None:
         """Name the worker in each, where there are several."""
         super().__init__()
         self._always: dict[str, Any] = {} if worker is None else {"worker": worker}
@@ -372,10 +396,10 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | None = None) -> None:
+def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | str | None = None) -> None:
     """Events to standard error. The Kafka client's own are left out: it repeats itself while a broker is away."""
     handler = logging.StreamHandler(sys.stderr)
-    who = "" if worker is None else f"worker {worker} "
+    who = "" if worker is None else f"{worker} " if worker == ENGINE else f"worker {worker} "
     plain = logging.Formatter(f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
     handler.setFormatter(JsonLines(worker) if log_format == "json" else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -102,8 +102,14 @@ _CLIENT = click.option(
     "--workers",
     type=int,
     metavar="N",
-    help="Whole consumers in processes of their own, each with the settings here. Default: on a CPU one per core, at "
-    "most one per partition; on a GPU 1.",
+    help="Whole consumers in processes of their own, each with the settings here. Default: one per core, at most one "
+    "per partition.",
+)
+@click.option(
+    "--engine-process",
+    type=click.Choice(["shared", "own"]),
+    help="Of several workers: one engine that they share, in a process of its own, or each its own. Default: shared "
+    "where a GPU computes, else own.",
 )
 @click.option("--drain-s", default=20.0, metavar="S", help="On SIGTERM: seconds to answer what is in hand.")
 @click.option(

@@ -114,6 +114,9 @@ class Settings:
         deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
         workers: whole consumers in processes of their own, each with batches, threads and limits as above; None: as
             many as suit the machine.
+        engine_process: `shared`: one engine for all workers, in a process of its own; `own`: one in each worker. None:
+            shared where a GPU computes.
+        engine_address: of the shared engine; for workers, by whoever starts them.
     """
 
     bundle: str | None = None
@@ -145,6 +148,8 @@ class Settings:
     idle_exit_s: float | None = None
     deadline_s: float | None = None
     workers: int | None = None
+    engine_process: Literal["shared", "own"] | None = None
+    engine_address: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is opened."""

@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
-import numpy as np
-
 from consumer.lanes import CLOSE_S
 from consumer.ports import Begun
 from consumer.shadow import Shown
@@ -19,6 +17,7 @@ from engine.preprocess import preprocess
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from consumer.lanes import Computing, Lane
@@ -90,7 +89,7 @@ class EngineJudge:
 
     def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
         """See `Judge`."""
-        return preprocess(payload, route.image_spec)
+        return preprocess(payload, route.image_spec, cast("Seat", route).lane.frame())
 
     @property
     def ahead(self) -> int:
@@ -193,7 +192,7 @@ class _Begun(Begun):
 def _part(frames: Sequence[Decoded], lane: Lane, places: list[int], *, shadowed: bool) -> _Part:
     """Give an engine its part of a batch."""
     together = [frames[place] for place in places]
-    images = np.stack([frame.image for frame in together])  # (n, h, w, 3) uint8
+    images = [frame.image for frame in together]  # (h, w, 3) uint8 each
     heads = _columns([_seat(frame) for frame in together], shadowed=shadowed)
     columns = {digest: column for column, digest in enumerate(heads)}
     return _Part(places, columns, lane.submit(images, list(heads.values())))
@@ -208,7 +207,7 @@ def _predict(
         frame, seat = frames[place], _seat(frames[place])
         evidence = features.evidence[row : row + 1, part.columns[seat.model.digest]]
         pooled = features.pooled[row : row + 1]
-        (predictions[place],) = seat.head.predict(frame.image[np.newaxis], evidence, pooled)
+        (predictions[place],) = seat.head.predict(frame.image[None], evidence, pooled)
         if shown is not None and seat.shadow is not None:
             shown.append(_shown(frame, seat, seat.shadow, predictions[place], features, row, part.columns))
 

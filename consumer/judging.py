@@ -15,7 +15,7 @@ import numpy as np
 from consumer.events import Cause, DeadLetter, EngineRef, Frame, ModelRef, StageTimes, Verdict
 from consumer.ports import Decoded
 from consumer.tenure import Partition
-from engine.errors import FrameError
+from engine.errors import EngineGoneError, FrameError
 from engine.prediction import OperatingPoint
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def wait_batch(judge: Judge, batch: Batch) -> None:
 
 
 def finish_batch(judge: Judge, batch: Batch, clock: Clock) -> bool:
-    """Fill each slot's prediction, or its fault. Raises nothing.
+    """Fill each slot's prediction, or its fault. Raises nothing but EngineGoneError, which is no frame's fault.
 
     A batch that fails is tried again frame by frame, so that one frame the engine cannot take costs only itself.
 
@@ -164,6 +164,8 @@ def finish_batch(judge: Judge, batch: Batch, clock: Clock) -> bool:
     slots = batch.slots
     try:
         _mark(slots, _scored(judge, batch), batch.begun_s)
+    except EngineGoneError:
+        raise
     except Exception:  # whatever an engine raises, each of the frames still gets a verdict
         if len(slots) > 1:
             log.warning("the engine failed on a batch of %d; trying its frames one by one", len(slots), exc_info=True)
@@ -192,6 +194,8 @@ def _score_alone(judge: Judge, slot: Slot, clock: Clock) -> None:
     began_s = clock.monotonic_s()
     try:
         _mark([slot], judge.score(_frames([slot])), began_s)
+    except EngineGoneError:
+        raise
     except Exception as error:  # the same reason as for the batch
         log.exception("the engine failed on a frame: station %r, frame %r", slot.station, slot.frame.frame_id)
         slot.fault = Fault("engine_error", f"{type(error).__name__}: {error}")

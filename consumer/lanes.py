@@ -16,11 +16,11 @@ from consumer.events import EngineRef
 from engine.agreement import compare
 from engine.backend import SLOTS, Features
 from engine.batch_cost import measure
-from engine.errors import BundleError, FramegateError, WorkError
+from engine.errors import BundleError, EngineGoneError, FramegateError, WorkError
 from engine.heads import stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from engine.backend import Backend, Ticket
     from engine.batch_cost import CostCurve
@@ -99,6 +99,8 @@ class Lane:
         self.most_heads: float = getattr(backend, "most_heads", math.inf)
         self.costs: CostCurve | None = None
         self._backend = backend
+        # A backend in another process may say where it reads frames, and takes them one by one from there.
+        self._frame: Callable[[], np.ndarray | None] | None = getattr(backend, "frame", None)
         self._warm_to = 0
         self._out: deque[Computing] = deque()
         self._guests = 0
@@ -151,14 +153,20 @@ class Lane:
         """Wait until the backend is given back. False: not yet."""
         return self._closed.wait(timeout_s)
 
-    def submit(self, images: np.ndarray, heads: Sequence[Head]) -> Computing:
-        """Begin uint8 (n, h, w, 3) images under each of the heads. They must stay as they are until it is over.
+    def frame(self) -> np.ndarray | None:
+        """Room for one image where the backend reads it, uint8 (h, w, 3); None: there is none. From any thread."""
+        return None if self._frame is None else self._frame()
+
+    def submit(self, images: np.ndarray | Sequence[np.ndarray], heads: Sequence[Head]) -> Computing:
+        """Begin uint8 (n, h, w, 3) images, or n of (h, w, 3), under each head; they must stay as they are.
 
         Raises:
             BatchError, HeadError, DeviceError: as `Backend.submit`.
             WorkError: the lane is closed.
         """
-        return self._submit(images, *stack(heads))
+        if self._frame is None and not isinstance(images, np.ndarray):
+            images = np.stack(images)
+        return self._submit(cast("np.ndarray", images), *stack(heads))
 
     def infer(self, images: np.ndarray, heads: Sequence[Head]) -> Features:
         """`submit`, and wait for its features, as a guest. Raises as `Backend.infer`."""
@@ -246,6 +254,7 @@ class Lane:
 
         Raises:
             BundleError: it does not.
+            EngineGoneError: the engine is away, which says nothing of the head.
         """
         sides = (bundle.image.height_px, bundle.image.width_px, 3)
         image = np.random.default_rng(0).integers(0, 256, (1, *sides), dtype=np.uint8)
@@ -253,6 +262,8 @@ class Lane:
             features = self.infer(image, [bundle.head])
             bundle.head.predict(image, features.evidence[:, 0], features.pooled)
             bundle.head.features.distance(features.pooled[0])  # not asked for where the pixels are found wanting
+        except EngineGoneError:
+            raise
         except (FramegateError, ValueError) as error:  # numpy's own for arrays that do not fit each other
             msg = f"bundle {bundle.name!r} has a head that cannot judge an image ({error}); train it again"
             raise BundleError(msg) from error

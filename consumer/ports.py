@@ -284,7 +284,9 @@ class Judge(Protocol):
         time: given and not waited for.
 
         Raises:
-            Exception: anything; the frames are then tried one by one.
+            EngineGoneError: the engine is away for too long; the run ends, and the frames are judged after the next
+                start.
+            Exception: anything else; the frames are then tried one by one.
         """
         ...
 
