@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from consumer.camera_health import Seen, see
 from consumer.events import Cause, DeadLetter, EngineRef, Frame, ModelRef, StageTimes, Verdict
 from consumer.ports import Decoded
 from consumer.tenure import Partition
@@ -51,6 +52,7 @@ class Slot:
         held_bytes: what it counts for in the budget until it is published: its payload and its pixels.
         route: who judges it, to be given back to the judge once; None: nobody.
         image: uint8 (h, w, 3) between decoding and scoring.
+        seen: what its station's other frames are compared with, between decoding and publishing.
         fault: set where it gets the verdict `none`.
     """
 
@@ -64,6 +66,7 @@ class Slot:
     score_began_s: float | None = None
     decided_s: float | None = None
     image: NDArray[np.uint8] | None = None
+    seen: Seen | None = None
     fault: Fault | None = None
     prediction: Prediction | None = None
     inference_ms: float | None = None
@@ -89,11 +92,12 @@ class Stamp(Protocol):
         ...
 
 
-def decode_slot(judge: Judge, slot: Slot, clock: Clock) -> None:
-    """Fill `slot.image`, or `slot.fault`. Raises nothing."""
+def decode_slot(judge: Judge, slot: Slot, clock: Clock, *, watched: bool = False) -> None:
+    """Fill `slot.image`, and where its camera is watched `slot.seen`; or `slot.fault`. Raises nothing."""
     slot.decode_began_s = clock.monotonic_s()
     try:
         slot.image = _decoded(judge, slot.frame, _route(slot))
+        slot.seen = see(slot.frame.payload, slot.image) if watched else None
     except FrameError as error:
         slot.fault = Fault(cast("Cause", error.cause), str(error))
     except Exception as error:  # a decoder's own fault must cost this frame only, and every frame gets its verdict

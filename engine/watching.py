@@ -88,12 +88,12 @@ class Scenes:
 
         Args:
             mean: grey values.
-            likely: a scene to be tried first; where it fits, the others are not.
+            likely: a scene to be tried first; where it fits, and where it was, the others are not.
         """
         inner = soften(mean)[REACH:-REACH, REACH:-REACH]
         if likely is not None:
             found = self._match_one(inner, likely)
-            if found.likeness >= self.likeness:
+            if found.likeness >= self.likeness and found.distance <= self.limit:
                 return found
         return max((self._match_one(inner, scene) for scene in range(len(self.pictures))), key=lambda at: at.likeness)
 

@@ -100,7 +100,7 @@ class _Tried:
 
     @property
     def limit(self) -> float:
-        """A displacement that is none of theirs: further than the furthest by as much again, and by what is readable."""
+        """A displacement that is none of theirs: beyond the furthest by as much again, and by what can be read."""
         return max(2 * self.spread, self.spread + _OFF_CELLS / SIDE)
 
     @property
