@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 FaultKind = Literal["frozen", "shifted"]
 
-SAME_FRAMES = 5
-"""A producer that tries again may send a frame twice or three times under ids of the broker's; nobody five times."""
+SAME_FRAMES = 8
+"""More than a producer sends a frame when it tries again, and than a replay that draws from a few files draws one."""
 
-ALIKE_FRAMES = 10
+ALIKE_FRAMES = 16
 """Likeness is a measurement, equality is none: twice as many."""
 
 SHIFTED_WINDOWS = 2
@@ -220,7 +220,7 @@ class _Shift:
         self._frames += 1
         if self._frames < WINDOW:
             return None
-        mean = self._sum.astype(np.float32) / WINDOW
+        mean = np.divide(self._sum, WINDOW, dtype=np.float32)
         self._sum[:] = 0
         self._frames = 0
         return self._place(self.scenes, self.scenes.match(mean, self._scene))

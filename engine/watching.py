@@ -25,6 +25,9 @@ WINDOW = 16
 REACH = 14
 """Cells by which a displacement can be followed each way; further away another part of the scene is in the picture."""
 
+_BLANK = 0.5
+"""Deviation in grey values: rounding makes as much."""
+
 _SOFTEN = 1.0
 """Sigma in cells: samples are not averages, so a glance has more fine detail than a grid can place."""
 
@@ -100,8 +103,8 @@ class Scenes:
     def _match_one(self, inner: NDArray[np.float32], scene: int) -> Match:
         likenesses = cv2.matchTemplate(self.pictures[scene], inner, cv2.TM_CCOEFF_NORMED)
         _, likeness, _, (x, y) = cv2.minMaxLoc(likenesses)
-        # A blank picture has no place: OpenCV calls everything a perfect match.
-        known = likeness if float(inner.std()) > 0 and math.isfinite(likeness) else -1.0
+        # A blank picture has no place, and OpenCV calls everything its perfect match.
+        known = likeness if float(inner.std()) > _BLANK and math.isfinite(likeness) else -1.0
         return Match(scene, (REACH - x) / SIDE, (REACH - y) / SIDE, known)
 
 
