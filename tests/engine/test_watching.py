@@ -36,7 +36,8 @@ def test_a_displacement_is_found_in_both_directions_by_its_sign(right: int, down
 def test_light_does_not_move_a_scene() -> None:
     darker = picture(1).astype(np.float32) * 0.5 + 20
     found = scenes_of(1).match(darker)
-    assert (found.distance, found.likeness) == (0, pytest.approx(1, abs=1e-3))
+    assert found.distance == 0
+    assert found.likeness == pytest.approx(1, abs=1e-3)
 
 
 def test_what_is_no_scene_of_these_fits_nowhere() -> None:
