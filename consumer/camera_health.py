@@ -26,12 +26,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from engine.watching import SIDE, UNKNOWN, WINDOW, difference, glance
+from engine.watching import SIDE, UNKNOWN, WINDOW, difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from numpy.typing import NDArray
 
     from consumer.events import Frame
     from consumer.tenure import Partition
@@ -55,19 +53,6 @@ DRIFT_TOLD_EVERY = 16
 
 MOST_STATIONS = 2048
 """Stations remembered, of 12 KiB each; beyond, the one heard of longest ago is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What is kept of a frame to compare it with those around it. Made where it is decoded."""
-
-    checksum: int
-    glance: Glance
-
-
-def see(payload: bytes, image: NDArray[np.uint8]) -> Seen:
-    """Of the encoded frame and the uint8 (h, w, 3) image decoded from it. Any thread."""
-    return Seen(zlib.crc32(payload), glance(image))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +86,25 @@ class CameraHealth:
         """Stations remembered."""
         return len(self._stations)
 
-    def look(self, partition: Partition, frame: Frame, seen: Seen, limits: StreamLimits) -> Finding | None:
+    def look(self, partition: Partition, frame: Frame, seen: Glance, limits: StreamLimits) -> Finding | None:
         """What is wrong with the camera as of this frame, the next of its station; None: nothing that is known.
 
         Args:
             partition: where it came from.
-            frame: its station and id are looked at.
-            seen: of it.
+            frame: its station and id are looked at, and its payload where it looks as the one before.
+            seen: of the image decoded from it.
             limits: of the bundle that judges it.
         """
         state = self._state(partition, frame.station)
         if frame.frame_id != state.frame_id:
             state.frame_id = frame.frame_id
-            self._tell(frame.station, "frozen", state.freeze.advance(seen, limits.noise))
+            self._tell(frame.station, "frozen", state.freeze.advance(frame.payload, seen, limits.noise))
             if limits.scenes is not state.shift.scenes:
                 if state.shift.faulty:
                     self._told(Change(frame.station, "shifted", faulty=False, why="another bundle judges"))
                 state.shift = _Shift(limits.scenes)
             if not state.freeze.faulty:
-                self._tell(frame.station, "shifted", state.shift.advance(seen.glance))
+                self._tell(frame.station, "shifted", state.shift.advance(seen))
         return state.finding()
 
     def drift(self, partition: Partition, station: str, distance: float, limits: StreamLimits) -> float | None:
@@ -181,23 +166,29 @@ class _Freeze:
         """In words."""
         return f"the same picture for {max(self._same, self._alike)} frames: see to the camera or the frame grabber"
 
-    def advance(self, seen: Seen, noise: float | None) -> tuple[bool, str] | None:
+    def advance(self, payload: bytes, seen: Glance, noise: float | None) -> tuple[bool, str] | None:
         """Take in the next frame. Returns (is it now faulty, why) where that has changed."""
         lasted = max(self._same, self._alike)
-        is_same = seen.checksum == self._checksum and self._first is not None
-        is_alike = (
-            noise is not None and self._first is not None and difference(seen.glance, self._first) <= noise
-        ) or is_same
+        apart = np.inf if self._first is None else difference(seen, self._first)
+        is_same = apart == 0 and self._has_the_same_bytes(payload)
+        is_alike = is_same or (noise is not None and apart <= noise)
         self._same = self._same + 1 if is_same else 1
         self._alike = self._alike + 1 if is_alike else 1
         if not is_alike:
-            self._first = seen.glance
-        self._checksum = seen.checksum
+            self._first, self._checksum = seen, None
         proven = self._same >= SAME_FRAMES or (noise is not None and self._alike >= ALIKE_FRAMES)
         before, self.faulty = self.faulty, proven or (self.faulty and is_alike)
         if self.faulty == before:
             return None
         return self.faulty, self.why if self.faulty else f"another picture after {lasted} frames"
+
+    def _has_the_same_bytes(self, payload: bytes) -> bool:
+        """Whether a frame that looks like the first has the bytes of the last that did.
+
+        Only asked of those: a checksum costs more than all the rest. So the first repetition is believed its looks.
+        """
+        before, self._checksum = self._checksum, zlib.crc32(payload)
+        return before in {None, self._checksum}
 
 
 class _Shift:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from consumer.camera_health import Seen, see
 from consumer.events import Cause, DeadLetter, EngineRef, Frame, ModelRef, StageTimes, Verdict
 from consumer.ports import Decoded
 from consumer.tenure import Partition
 from engine.errors import FrameError
 from engine.prediction import OperatingPoint
+from engine.watching import glance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from consumer.ports import Clock, Judge, Route
     from engine.prediction import Prediction, ScoredBatch
+    from engine.watching import Glance
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Slot:
     score_began_s: float | None = None
     decided_s: float | None = None
     image: NDArray[np.uint8] | None = None
-    seen: Seen | None = None
+    seen: Glance | None = None
     fault: Fault | None = None
     prediction: Prediction | None = None
     inference_ms: float | None = None
@@ -97,7 +98,7 @@ def decode_slot(judge: Judge, slot: Slot, clock: Clock, *, watched: bool = False
     slot.decode_began_s = clock.monotonic_s()
     try:
         slot.image = _decoded(judge, slot.frame, _route(slot))
-        slot.seen = see(slot.frame.payload, slot.image) if watched else None
+        slot.seen = glance(slot.image) if watched else None
     except FrameError as error:
         slot.fault = Fault(cast("Cause", error.cause), str(error))
     except Exception as error:  # a decoder's own fault must cost this frame only, and every frame gets its verdict

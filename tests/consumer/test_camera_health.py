@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,15 +20,11 @@ from consumer.camera_health import (
     SHIFTED_WINDOWS,
     CameraHealth,
     Change,
-    see,
 )
 from consumer.events import Frame, Position
 from consumer.tenure import Partition
-from engine.watching import SIDE, UNKNOWN, WINDOW, StreamLimits
+from engine.watching import SIDE, UNKNOWN, WINDOW, StreamLimits, glance
 from tests.scenes import frame, limits_of
-
-if TYPE_CHECKING:
-    from consumer.camera_health import Seen
 
 P0, P1 = Partition("frames", 0), Partition("frames", 1)
 
@@ -41,6 +37,17 @@ def encoded(image: np.ndarray, quality: int = 95) -> bytes:
 
 def decoded(payload: bytes) -> np.ndarray:
     return np.asarray(cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
+class Seen(NamedTuple):
+    """A frame's bytes, and what is kept of its image."""
+
+    payload: bytes
+    glance: np.ndarray
+
+
+def see(payload: bytes, image: np.ndarray) -> Seen:
+    return Seen(payload, glance(image))
 
 
 def shown(image: np.ndarray) -> Seen:
@@ -67,9 +74,9 @@ class Watch:
         """One frame; what is wrong with its camera."""
         self.sent += 1
         sent = Frame(
-            Position("frames", partition.number, self.sent), station, frame_id or str(self.sent), b"", 0.0, 0.0
+            Position("frames", partition.number, self.sent), station, frame_id or str(self.sent), seen.payload, 0.0, 0.0
         )
-        finding = self.health.look(partition, sent, seen, self.limits)
+        finding = self.health.look(partition, sent, seen.glance, self.limits)
         return None if finding is None else finding.kind
 
     def live(self, count: int, scene: int = 1, right: int = 0, station: str = "a") -> list[str | None]:
@@ -101,6 +108,15 @@ def test_a_frozen_picture_that_is_encoded_anew_each_time_is_found_by_its_missing
         image = decoded(payload)  # a recorder's loss, added up
         again.append(watch.send(see(payload + bytes([len(again)]), image)))
     assert again == [None] * (ALIKE_FRAMES - 1) + ["frozen"] * 3
+
+
+def test_other_bytes_that_only_look_the_same_are_frozen_where_the_noise_is_known_and_nowhere_else() -> None:
+    image = frame(1, np.random.default_rng(0))
+    kinds = {}
+    for limits in (UNKNOWN, limits_of()):
+        watch = Watch(limits)
+        kinds[limits.noise] = {watch.send(see(bytes([number]), image)) for number in range(2 * ALIKE_FRAMES)}
+    assert kinds == {None: {None}, limits_of().noise: {None, "frozen"}}
 
 
 def test_an_empty_fixture_that_stands_still_shows_its_sensors_noise_and_is_not_frozen() -> None:
