@@ -136,7 +136,17 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
 def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
     """What the command prints of a trained bundle."""
     point = bundle.head.operating_point
-    told = ("classes", "images", "chosen", "cross_validated", "held_out", "skipped", "notes", "seconds")
+    told = (
+        "classes",
+        "images",
+        "chosen",
+        "cross_validated",
+        "held_out",
+        "camera_checks",
+        "skipped",
+        "notes",
+        "seconds",
+    )
     return {
         "bundle": str(out),
         "name": bundle.name,
