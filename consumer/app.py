@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import FrameType
 
+    from consumer.camera_health import Change, FaultKind
     from consumer.config import Settings
     from consumer.events import DeadLetter, Frame, Verdict
     from consumer.ports import Judge, Route, TenureChange
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from consumer.tenure import Partition
     from engine.backend import Backend
     from engine.bundle import Bundle
+    from engine.prediction import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +258,7 @@ def _kafka_ports(
             transactional_id=transactional_id,
             membership=source.membership,
             clock=clock,
-            broken=lambda _: watcher.committed(done=False),
+            broken=lambda _: metrics.count_transaction_error(),
         )
     else:
         sink = KafkaSink(connection, group=settings.group, topic=settings.verdicts_topic)
@@ -300,8 +302,10 @@ class MetricsWatcher:
         for frame in frames:
             self._metrics.observe_frame(frame)
 
-    def scored(self, size: int, largest: int, inference_ms: float, *, failed: bool) -> None:  # noqa: ARG002 - in the causes
+    def scored(self, size: int, largest: int, inference_ms: float, *, failed: bool) -> None:
         """See `Watcher`."""
+        if failed:
+            self._metrics.count_engine_error()
         self._metrics.observe_batch(size, largest, inference_ms / 1000)
 
     def answered(self, verdict: Verdict) -> None:
@@ -310,10 +314,26 @@ class MetricsWatcher:
         if verdict.cause in {"undecodable", "oversize"}:
             self._metrics.count_decode_error(verdict.cause)
 
-    def held(self, frames: int, held_bytes: int, waiting: int) -> None:  # noqa: ARG002 - bytes have no metric yet
+    def held(self, frames: int, held_bytes: int, waiting: int, batches: int) -> None:
         """See `Watcher`."""
-        self._metrics.set_in_flight(frames)
+        self._metrics.set_in_flight(frames, held_bytes, batches)
         self._metrics.set_queue_depth(waiting)
+
+    def oldest(self, age_s: float) -> None:
+        """See `Watcher`."""
+        self._metrics.set_oldest(age_s)
+
+    def camera_trouble(self, station: str, trouble: Trouble | FaultKind) -> None:
+        """See `Watcher`."""
+        self._metrics.count_camera_trouble(station, trouble)
+
+    def camera_changed(self, change: Change) -> None:
+        """See `Watcher`."""
+        self._metrics.set_camera_fault(change.station, change.kind, faulty=change.faulty)
+
+    def drift(self, station: str, ratio: float) -> None:
+        """See `Watcher`."""
+        self._metrics.set_drift(station, ratio)
 
     def lag(self, partition: Partition, frames: int) -> None:
         """See `Watcher`."""
@@ -396,11 +416,15 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | str | None = None) -> None:
-    """Events to standard error. The Kafka client's own are left out: it repeats itself while a broker is away."""
+def log_to_stderr(log_format: Literal["auto", "text", "json"], *, worker: int | str | None = None) -> None:
+    """Events to standard error: as text where that is a terminal, else as JSON, unless told.
+
+    The Kafka client's own are left out: it repeats itself while a broker is away.
+    """
     handler = logging.StreamHandler(sys.stderr)
     who = "" if worker is None else f"{worker} " if worker == ENGINE else f"worker {worker} "
     plain = logging.Formatter(f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
-    handler.setFormatter(JsonLines(worker) if log_format == "json" else plain)
+    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    handler.setFormatter(plain if as_text else JsonLines(worker))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)

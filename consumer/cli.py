@@ -89,6 +89,11 @@ _CLIENT = click.option(
     help="A frame older than this is answered none/late, without the engine. Default: any age is judged.",
 )
 @click.option(
+    "--camera-checks/--no-camera-checks",
+    default=True,
+    help="Whether frames of a frozen or shifted camera are answered none/camera_fault. Default: they are.",
+)
+@click.option(
     "--delivery",
     type=click.Choice(["exactly-once", "at-least-once"]),
     help="How verdicts are delivered. Default: exactly once on Apache Kafka, at least once on the embedded broker.",
@@ -121,7 +126,12 @@ _CLIENT = click.option(
 @_CLIENT
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @tensorrt_settings
-@click.option("--log-format", default="text", type=click.Choice(["text", "json"]), help="Log lines on standard error.")
+@click.option(
+    "--log-format",
+    default="auto",
+    type=click.Choice(["auto", "text", "json"]),
+    help="Log lines on standard error; auto: text on a terminal, else JSON.",
+)
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
 def run(*, client_config: Path | None, http_port: int, bundle_cache: Path | None, **options: Any) -> None:
     """Judge the frames of a topic: one verdict per frame, in order per station.

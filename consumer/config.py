@@ -109,9 +109,10 @@ class Settings:
         client: the Kafka client's TLS and SASL settings; hidden from logs.
         backend: what computes.
         tensorrt: settings for TensorRT, where it computes.
-        log_format: `text` or `json`.
+        log_format: `text`, `json`, or `auto`: text where a person reads it.
         idle_exit_s: end when no frame came for that long; None: never.
         deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
+        camera_checks: whether frames of a frozen or shifted camera are answered `none`, `camera_fault`.
         workers: whole consumers in processes of their own, each with batches, threads and limits as above; None: as
             many as suit the machine.
         engine_process: `shared`: one engine for all workers, in a process of its own; `own`: one in each worker. None:
@@ -144,9 +145,10 @@ class Settings:
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     backend: str = "auto"
     tensorrt: TensorRTOptions | None = None
-    log_format: Literal["text", "json"] = "text"
+    log_format: Literal["auto", "text", "json"] = "auto"
     idle_exit_s: float | None = None
     deadline_s: float | None = None
+    camera_checks: bool = True
     workers: int | None = None
     engine_process: Literal["shared", "own"] | None = None
     engine_address: str | None = None
@@ -247,6 +249,7 @@ class Settings:
             drain_s=self.drain_s,
             idle_exit_s=self.idle_exit_s,
             deadline_s=self.deadline_s,
+            camera_checks=self.camera_checks,
         )
 
 

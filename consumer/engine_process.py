@@ -51,8 +51,10 @@ def serve_engine(
     # A process starts its imports after its cores are set.
     from consumer.app import must_agree, on_signals, opener_of  # noqa: PLC0415
     from consumer.metrics import EngineMetrics  # noqa: PLC0415
+    from engine.arenas import few_arenas  # noqa: PLC0415
     from engine.shared_server import EngineServer  # noqa: PLC0415
 
+    few_arenas()  # featurizers come and go here too
     metrics, health = EngineMetrics(instruments.registry), instruments.health
     server = EngineServer(
         listener,

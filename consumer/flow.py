@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from consumer.camera_health import CameraHealth
 from consumer.claims import Progress
 from consumer.errors import BrokerError, GivenUpError
 from consumer.judging import Fault, Slot, dead_letter_of, verdict_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from consumer.budget import Budget
+    from consumer.camera_health import Change
     from consumer.claims import Claim
     from consumer.delivery import Delivery
     from consumer.events import Frame, Position, Verdict
@@ -78,6 +80,7 @@ class Flow:
         when_delivered: Callable[[Delivery, Publication], None],
         rewind: Callable[[], None],
         lateness: Lateness,
+        camera_checks: bool = False,
     ) -> None:
         """Begin with nothing in hand.
 
@@ -95,6 +98,7 @@ class Flow:
             when_delivered: a delivery is under way; `delivered` is to be called when it is done.
             rewind: a publication was given up: have the source read again from the committed positions.
             lateness: which frames are too old to be judged.
+            camera_checks: frames whose camera is frozen or shifted are not judged; to be decoded as `watched` then.
         """
         self._judge = judge
         self._sink = sink
@@ -108,6 +112,7 @@ class Flow:
         self._when_delivered = when_delivered
         self._rewind = rewind
         self._lateness = lateness
+        self._cameras = CameraHealth(self._camera_changed) if camera_checks else None
         self._claims: dict[Partition, Claim] = {}
         self.tenure = Tenure()
         self._batcher: MicroBatcher[Slot] = MicroBatcher(policy)
@@ -229,6 +234,13 @@ class Flow:
         """From the next batch on, take them by this policy."""
         self._batcher.policy = policy
 
+    def oldest_s(self, now_s: float) -> float:
+        """Age, since its capture, of the oldest frame in hand that is not published; 0 where there is none."""
+        heads = [line[0] for line in self._lines.values() if line]
+        return max(
+            (max(0.0, s.frame.fetched_at_s - s.frame.captured_at_s) + now_s - s.fetched_s for s in heads), default=0.0
+        )
+
     def flush(self) -> None:
         """Nothing more will come: from now on batches are taken without waiting for company."""
         self._flushing = True
@@ -307,6 +319,8 @@ class Flow:
             self._claims.update(zip(change.partitions, change.claims, strict=True))
         else:
             self.tenure.end(change.partitions)
+        if self._cameras is not None:
+            self._cameras.end(change.partitions)
         for partition in change.partitions:
             self._drop(self._lines.get(partition, ()))
             self._lines.pop(partition, None)
@@ -369,6 +383,8 @@ class Flow:
         freed_bytes = 0
         for slot in slots:
             position = slot.frame.position
+            if self._cameras is not None:
+                self._watch(slot, self._cameras)
             verdict_id = self._verdict_id(position.partition, position.offset)
             answers.append((slot, verdict_of(slot, verdict_id)))
             progress[slot.partition] = Progress(position.offset + 1, self._claims[slot.partition])
@@ -381,6 +397,33 @@ class Flow:
         self._published += len(answers)
         delivery = self._sink.publish([verdict for _, verdict in answers], progress)
         self._when_delivered(delivery, Publication(answers, progress))
+
+    def _watch(self, slot: Slot, cameras: CameraHealth) -> None:
+        """See what this frame, the next of its station, says of its camera; a faulty camera's is not judged."""
+        if slot.seen is None or slot.route is None:
+            return
+        finding = cameras.look(slot.partition, slot.frame, slot.seen, slot.route.stream)
+        slot.seen = None
+        if slot.prediction is None:
+            return
+        if finding is not None:
+            slot.fault, slot.prediction = Fault("camera_fault", f"{finding.kind}: {finding.why}"), None
+            self._watcher.camera_trouble(slot.station, finding.kind)
+            return
+        if slot.prediction.trouble is not None:
+            self._watcher.camera_trouble(slot.station, slot.prediction.trouble)
+        elif slot.prediction.distance is not None:
+            ratio = cameras.drift(slot.partition, slot.station, slot.prediction.distance, slot.route.stream)
+            if ratio is not None:
+                self._watcher.drift(slot.station, ratio)
+
+    def _camera_changed(self, change: Change) -> None:
+        """A line for the log: once for each beginning and end."""
+        if change.faulty:
+            log.warning("camera of station %r is %s: %s", change.station, change.kind, change.why)
+        else:
+            log.info("camera of station %r is no longer %s: %s", change.station, change.kind, change.why)
+        self._watcher.camera_changed(change)
 
 
 def _came_again(position: Position) -> str:

@@ -17,6 +17,7 @@ from consumer.ports import Decoded
 from consumer.tenure import Partition
 from engine.errors import EngineGoneError, FrameError
 from engine.prediction import OperatingPoint
+from engine.watching import glance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from consumer.ports import Begun, Clock, Judge, Route
     from engine.prediction import Prediction, ScoredBatch
+    from engine.watching import Glance
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Slot:
         held_bytes: what it counts for in the budget until it is published: its payload and its pixels.
         route: who judges it, to be given back to the judge once; None: nobody.
         image: uint8 (h, w, 3) between decoding and scoring.
+        seen: what its station's other frames are compared with, between decoding and publishing.
         fault: set where it gets the verdict `none`.
     """
 
@@ -64,6 +67,7 @@ class Slot:
     score_began_s: float | None = None
     decided_s: float | None = None
     image: NDArray[np.uint8] | None = None
+    seen: Glance | None = None
     fault: Fault | None = None
     prediction: Prediction | None = None
     inference_ms: float | None = None
@@ -89,11 +93,12 @@ class Stamp(Protocol):
         ...
 
 
-def decode_slot(judge: Judge, slot: Slot, clock: Clock) -> None:
-    """Fill `slot.image`, or `slot.fault`. Raises nothing."""
+def decode_slot(judge: Judge, slot: Slot, clock: Clock, *, watched: bool = False) -> None:
+    """Fill `slot.image`, and where its camera is watched `slot.seen`; or `slot.fault`. Raises nothing."""
     slot.decode_began_s = clock.monotonic_s()
     try:
         slot.image = _decoded(judge, slot.frame, _route(slot))
+        slot.seen = glance(slot.image) if watched else None
     except FrameError as error:
         slot.fault = Fault(cast("Cause", error.cause), str(error))
     except Exception as error:  # a decoder's own fault must cost this frame only, and every frame gets its verdict

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.bundle_cache import BundleCache
     from engine.heads import Head
     from engine.specs import ImageSpec
+    from engine.watching import StreamLimits
 
 STATIONS_REMEMBERED = 4096
 """Stations whose route is remembered: globs are tried only for the others."""
@@ -45,6 +46,7 @@ class Member:
     image: ImageSpec
     head: Head
     lane: Lane
+    stream: StreamLimits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,7 +243,7 @@ class Loader:
         lane.try_head(bundle)
         # Without the bundle's own graph: an engine has it, and it is most of what a bundle takes.
         model = ModelRef(bundle.name, bundle.version, bundle.digest, bundle.head.name)
-        return Member(seen, model, bundle.image, bundle.head, lane)
+        return Member(seen, model, bundle.image, bundle.head, lane, bundle.stream)
 
     def _open(self, location: str) -> Bundle:
         """What lies at a location, fetched first where it is a URL."""
@@ -307,6 +309,8 @@ def _seat(rule: Rule, member: Member, candidate: Member | None) -> Seat:
     spec = rule.image_spec(member.image)
     shadow = None
     takes_image = False
+    # Another region is another scene, and other noise.
+    stream = member.stream if spec.region == member.image.region else replace(member.stream, noise=None, scenes=None)
     if candidate is not None:
         shadow = _seat(rule, candidate, None)  # as it would serve here in the member's place
         takes_image = same_pixels(spec, shadow.image_spec)
@@ -320,4 +324,5 @@ def _seat(rule: Rule, member: Member, candidate: Member | None) -> Seat:
         shadow,
         shadow_takes_image=takes_image,
         shadow_is_beside=takes_image and candidate is not None and candidate.lane is member.lane,
+        stream=stream,
     )

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from consumer.camera_health import Change, FaultKind
     from consumer.claims import Progress
     from consumer.events import DeadLetter, Frame, Verdict
     from consumer.ports import Clock, Decoded
+    from engine.prediction import Trouble
     from engine.specs import ImageSpec
 
 
@@ -369,6 +371,10 @@ class MemoryWatcher:
         self.commits: dict[bool, int] = defaultdict(int)
         self.changes: list[TenureChange] = []
         self.lags: dict[Partition, int] = {}
+        self.oldest_s = 0.0
+        self.troubles: list[tuple[str, Trouble | FaultKind]] = []
+        self.camera_changes: list[Change] = []
+        self.drifts: dict[str, float] = {}
 
     def beat(self, part: Literal["loop", "fetch"]) -> None:
         """See `Watcher`."""
@@ -391,10 +397,26 @@ class MemoryWatcher:
         """See `Watcher`."""
         self.verdicts.append(verdict)
 
-    def held(self, frames: int, held_bytes: int, waiting: int) -> None:  # noqa: ARG002 - the largest is kept
+    def held(self, frames: int, held_bytes: int, waiting: int, batches: int) -> None:  # noqa: ARG002 - the largest is kept
         """See `Watcher`."""
         self.most_frames = max(self.most_frames, frames)
         self.most_bytes = max(self.most_bytes, held_bytes)
+
+    def oldest(self, age_s: float) -> None:
+        """See `Watcher`."""
+        self.oldest_s = age_s
+
+    def camera_trouble(self, station: str, trouble: Trouble | FaultKind) -> None:
+        """See `Watcher`."""
+        self.troubles.append((station, trouble))
+
+    def camera_changed(self, change: Change) -> None:
+        """See `Watcher`."""
+        self.camera_changes.append(change)
+
+    def drift(self, station: str, ratio: float) -> None:
+        """See `Watcher`."""
+        self.drifts[station] = ratio
 
     def lag(self, partition: Partition, frames: int) -> None:
         """See `Watcher`."""

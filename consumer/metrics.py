@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, get_args
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics import MetricWrapperBase
 
+    from consumer.camera_health import FaultKind
     from consumer.events import EngineRef, Frame, ModelRef, StageTimes, Verdict
+    from engine.prediction import Trouble
     from engine.shared_featurizer import Computed
 
 MAX_STATIONS = 256
@@ -28,6 +31,7 @@ BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 STAGES = ("transport", "fetch_wait", "decode", "batch_wait", "inference", "classify")
+CAMERA_FAULTS = ("frozen", "shifted")
 DECODE_CAUSES = ("undecodable", "oversize")
 RELOAD_OUTCOMES = ("loaded", "unchanged", "refused")
 DEAD_LETTER_FAILURES = ("full", "send", "delivery")
@@ -79,7 +83,10 @@ class Metrics:
         self._assigned: set[tuple[str, int]] = set()
         self._engines: set[tuple[str, ...]] = set()
         self._models: set[tuple[str, ...]] = set()
+        self._homes: dict[str, tuple[str, int]] = {}
+        self._faulty: dict[tuple[str, str], set[str]] = {}
         self._declare_frames(registry)
+        self._declare_cameras(registry)
         self._declare_verdicts(registry)
         self._declare_engine(registry)
         self._declare_models(registry)
@@ -99,8 +106,13 @@ class Metrics:
         station = self._stations.label(verdict.frame.station)
         self.verdicts.labels(station, verdict.decision).inc()
         self.last_verdict.labels(station).set(verdict.decided_at_s)
+        if station not in self._homes:
+            for kind in CAMERA_FAULTS:
+                self.camera_fault.labels(station, kind)
+        self._homes[station] = (verdict.frame.position.topic, verdict.frame.position.partition)
         if verdict.cause is not None:
             self.none.labels(verdict.cause).inc()
+            self.station_none.labels(station, verdict.cause).inc()
         for reason in verdict.reasons:
             self.reasons.labels(reason).inc()
         for stage, took_ms in _stages(verdict.times):
@@ -139,20 +151,54 @@ class Metrics:
         """Count one commit of positions that failed."""
         self.commit_errors.inc()
 
+    def count_transaction_error(self) -> None:
+        """Count one transaction that was given up; its frames are judged again."""
+        self.transaction_errors.inc()
+
+    def count_engine_error(self) -> None:
+        """Count one batch that the engine failed on; its frames are tried one by one."""
+        self.engine_errors.inc()
+
+    def count_camera_trouble(self, station: str, trouble: Trouble | FaultKind) -> None:
+        """Count one frame that shows that something is wrong with its camera."""
+        self.camera_trouble.labels(self._stations.label(station), trouble).inc()
+
+    def set_camera_fault(self, station: str, kind: FaultKind, *, faulty: bool) -> None:
+        """Say that a station's stream is, or is no longer, frozen or shifted."""
+        label = self._stations.label(station)
+        stations = self._faulty.setdefault((label, kind), set())
+        (stations.add if faulty else stations.discard)(station)
+        self.camera_fault.labels(label, kind).set(len(stations))
+
+    def set_drift(self, station: str, ratio: float) -> None:
+        """How far a station is from its training set; of those that share a label, nothing: they have no one value."""
+        label = self._stations.label(station)
+        if label != OTHER_STATIONS:
+            self.drift.labels(label).set(ratio)
+
+    def set_oldest(self, age_s: float) -> None:
+        """Age of the oldest frame in hand that is not published."""
+        self.lag_seconds.set(age_s)
+
     def count_rebalance(self) -> None:
         """Count one change of the partitions this consumer owns."""
         self.rebalances.inc()
 
-    def set_in_flight(self, frames: int) -> None:
-        """Frames fetched and not yet answered."""
+    def set_in_flight(self, frames: int, held_bytes: int = 0, batches: int = 0) -> None:
+        """Frames fetched and not yet answered, what they hold, and the batches with the engine."""
         self.in_flight.set(frames)
+        self.held_bytes.set(held_bytes)
+        self.batches_in_flight.set(batches)
 
     def set_queue_depth(self, frames: int) -> None:
         """Decoded frames that wait for a batch."""
         self.queue_depth.set(frames)
 
     def set_assigned(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Say which (topic, partition) are ours; the lag of all others leaves, for it is not ours to tell."""
+        """Say which (topic, partition) are ours; what was told of all others leaves, for it is not ours to tell.
+
+        That is their lag, and what their stations were last seen to be: their new owner tells that.
+        """
         now = set(partitions)
         for topic, partition in self._assigned - now:
             self.lag.remove(topic, str(partition))
@@ -160,6 +206,11 @@ class Metrics:
             self.lag.labels(topic, str(partition))
         self._assigned = now
         self.assigned_partitions.set(len(now))
+        for station in [station for station, home in self._homes.items() if home not in now]:
+            del self._homes[station]
+            for gauge in (self.last_verdict, self.drift):
+                with suppress(KeyError):
+                    gauge.remove(station)
 
     def set_lag(self, topic: str, partition: int, frames: int) -> None:
         """Frames of one partition that wait at the broker; of a partition that is not ours, nothing."""
@@ -211,8 +262,35 @@ class Metrics:
         self.in_flight = Gauge(
             "framegate_in_flight_frames", "Frames fetched and not yet answered and committed.", registry=registry
         )
+        self.held_bytes = Gauge(
+            "framegate_held_bytes", "Bytes of encoded and decoded images among them.", registry=registry
+        )
         self.queue_depth = Gauge(
             "framegate_queue_depth_frames", "Decoded frames that wait for a batch.", registry=registry
+        )
+
+    def _declare_cameras(self, registry: CollectorRegistry) -> None:
+        """Whether the cameras see what they were trained to see."""
+        self.camera_trouble = Counter(
+            "framegate_camera_trouble_frames",
+            "Frames that show that something is wrong with their camera, by station: dark, bright, blank or blurred "
+            "(review), frozen or shifted (none, camera_fault).",
+            ["station", "trouble"],
+            registry=registry,
+        )
+        self.camera_fault = Gauge(
+            "framegate_camera_fault",
+            "1 while the station's stream is frozen (the same picture again and again) or shifted (the scene is not "
+            "where it was in training). See to that camera.",
+            ["station", "fault"],
+            registry=registry,
+        )
+        self.drift = Gauge(
+            "framegate_drift_ratio",
+            "Mean distance of the station's last few hundred images from the training set, over the most that "
+            "held-back training images had. Above 1 the line has changed: train again.",
+            ["station"],
+            registry=registry,
         )
 
     def _declare_verdicts(self, registry: CollectorRegistry) -> None:
@@ -229,10 +307,16 @@ class Metrics:
             ["cause"],
             registry=registry,
         )
+        self.station_none = Counter(
+            "framegate_station_none",
+            "The same by station and cause.",
+            ["station", "cause"],
+            registry=registry,
+        )
         self.reasons = Counter(
             "framegate_reasons",
             "Why a verdict was not a plain pass or fail: band (too close to call), out_of_distribution (unlike the "
-            "training images), camera (black or blurred).",
+            "training images), camera (dark, bright, blank or blurred).",
             ["reason"],
             registry=registry,
         )
@@ -291,6 +375,14 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.batches_in_flight = Gauge(
+            "framegate_batches_in_flight", "Batches with the engine; 2 under load.", registry=registry
+        )
+        self.engine_errors = Counter(
+            "framegate_engine_errors",
+            "Batches that the engine failed on. Their frames were tried one by one; the log says why.",
+            registry=registry,
+        )
         self.engine_info = Gauge(
             "framegate_engine_info",
             "1, for each engine that computes the numbers, with its name in the labels.",
@@ -336,11 +428,21 @@ class Metrics:
             "Commits that failed. The frames since the last good one are judged again after a restart.",
             registry=registry,
         )
+        self.transaction_errors = Counter(
+            "framegate_transaction_errors",
+            "Transactions that were given up. Their frames are judged again at once.",
+            registry=registry,
+        )
         self.rebalances = Counter(
             "framegate_rebalances", "Changes of the partitions this consumer owns.", registry=registry
         )
         self.assigned_partitions = Gauge(
             "framegate_assigned_partitions", "Partitions this consumer owns.", registry=registry
+        )
+        self.lag_seconds = Gauge(
+            "framegate_lag_seconds",
+            "Age, since its capture, of the oldest frame in hand that has no verdict yet; 0 where none is in hand.",
+            registry=registry,
         )
         self.lag = Gauge(
             "framegate_lag_frames",

@@ -77,6 +77,7 @@ class Pace:
         commit_every_s: the most that is judged again after a crash, in time.
         idle_exit_s: end when no frame came for that long; None: never.
         deadline_s: how old a frame may be when it is judged; None: any age.
+        camera_checks: whether frames of a frozen or shifted camera are answered as `camera_fault`.
     """
 
     policy: BatchPolicy
@@ -86,6 +87,7 @@ class Pace:
     commit_every_s: float = 0.25
     idle_exit_s: float | None = None
     deadline_s: float | None = None
+    camera_checks: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a pace at which nothing would move."""
@@ -123,6 +125,7 @@ class Pipeline:
             when_delivered=self._when_delivered,
             rewind=self._rewind,
             lateness=Lateness(pace.deadline_s),
+            camera_checks=pace.camera_checks,
         )
         self._fetcher = Fetcher(
             ports.source,
@@ -186,10 +189,12 @@ class Pipeline:
         now_s = self._ports.clock.monotonic_s()
         if now_s - self._commit_at_s >= self._pace.commit_every_s:
             self._commit_at_s = now_s
+            self._ports.watcher.oldest(self.flow.oldest_s(now_s))
             if not self._ports.sink.records_progress:
                 self._fetcher.ask_commit(self.flow.tenure.commits(), self.flow.changes)
         self._ports.watcher.beat("loop")
-        self._ports.watcher.held(self.budget.frames, self.budget.held_bytes, self.flow.waiting)
+        budget, flow = self.budget, self.flow
+        self._ports.watcher.held(budget.frames, budget.held_bytes, flow.waiting, flow.batches)
 
     def _patience_s(self) -> float:
         """How long to wait for the next event: not past the moment at which a batch is due."""
@@ -253,7 +258,7 @@ class Pipeline:
 
     def _decode(self, slot: Slot) -> None:
         """On a decoding thread."""
-        decode_slot(self._ports.judge, slot, self._ports.clock)
+        decode_slot(self._ports.judge, slot, self._ports.clock, watched=self._pace.camera_checks)
         self._inbox.put(partial(self.flow.decoded, slot))
 
     def _on_scored(self, slots: list[Slot], whole: bool) -> None:

@@ -6,8 +6,10 @@ Each docstring is a contract that `tests/contract/` holds every implementation t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from engine.watching import UNKNOWN, StreamLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,11 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from consumer.camera_health import Change, FaultKind
     from consumer.claims import Claim, Progress
     from consumer.delivery import Delivery
     from consumer.events import DeadLetter, EngineRef, Frame, ModelRef, Verdict
     from consumer.tenure import Partition
-    from engine.prediction import OperatingPoint, ScoredBatch
+    from engine.prediction import OperatingPoint, ScoredBatch, Trouble
     from engine.specs import ImageSpec
 
 
@@ -179,12 +182,14 @@ class Route:
         operating_point: the numbers that decide; they go into the verdict.
         model: which model and head judge.
         engine: what computes.
+        stream: what the stream of a station is compared with.
     """
 
     image_spec: ImageSpec
     operating_point: OperatingPoint
     model: ModelRef
     engine: EngineRef
+    stream: StreamLimits = field(default=UNKNOWN, kw_only=True)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -338,8 +343,31 @@ class Watcher(Protocol):
         """A verdict is stored by the broker."""
         ...
 
-    def held(self, frames: int, held_bytes: int, waiting: int) -> None:
-        """What is between fetching and the broker's answer now, and how many of it are decoded and wait for a batch."""
+    def held(self, frames: int, held_bytes: int, waiting: int, batches: int) -> None:
+        """What is between fetching and the broker's answer now.
+
+        Args:
+            frames: all of them.
+            held_bytes: what they hold.
+            waiting: decoded frames that wait for a batch.
+            batches: with the engine.
+        """
+        ...
+
+    def oldest(self, age_s: float) -> None:
+        """Age, since its capture, of the oldest frame in hand that is not answered; 0 where there is none."""
+        ...
+
+    def camera_trouble(self, station: str, trouble: Trouble | FaultKind) -> None:
+        """A frame shows that something is wrong with its camera."""
+        ...
+
+    def camera_changed(self, change: Change) -> None:
+        """A station's stream has begun, or ceased, to show that."""
+        ...
+
+    def drift(self, station: str, ratio: float) -> None:
+        """How far the station's recent images are from the training set; above 1 further than its own."""
         ...
 
     def lag(self, partition: Partition, frames: int) -> None:

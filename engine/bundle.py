@@ -3,6 +3,7 @@
     manifest.json        what decides verdicts (`decides`), what is told about it (`about`), every file's sha256
     featurizer.onnx      the serving graph
     heads/NAME/*.npy     a head's arrays
+    stream/scenes.npy    what the cameras are to see, where the training images have a scene in common
     reference/*.npy      held-out images with their answers: what `verify` compares with
     report/              for people; decides nothing
 
@@ -19,7 +20,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -33,6 +34,7 @@ from engine.heads import Calibration, Head
 from engine.locations import is_url, shown
 from engine.prediction import OperatingPoint
 from engine.specs import ImageSpec
+from engine.watching import SIDE, UNKNOWN, Scenes, StreamLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +45,7 @@ GRAPH = "featurizer.onnx"
 MAX_FILE_BYTES = 1 << 30
 _HEAD_ARRAYS = ("evidence_weights", "pooled_weights")
 _LIMIT_ARRAYS = ("mean", "scale", "directions", "deviations")
+_SCENES = "stream/scenes.npy"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -78,6 +81,7 @@ class Bundle:
     Attributes:
         about: metrics, versions, what it was trained on; told, never used to decide.
         defect_rate: share of defects that the probabilities are calibrated for.
+        stream: what the consumer compares a station's stream with; nothing of it in bundles from before there was any.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Bundle:
     defect_rate: float
     about: dict[str, Any]
     reference: Reference | None = None
+    stream: StreamLimits = UNKNOWN
 
 
 def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None = None) -> Bundle:
@@ -145,6 +150,7 @@ def _sealed(bundle: Bundle, report: Mapping[str, bytes]) -> tuple[Bundle, dict[s
         "digest": _canonical_sha256(decides),
         "decides": decides,
         "about": bundle.about,
+        **({} if bundle.stream.drift is None else {"drift": bundle.stream.drift}),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
     }
     written = _construct(manifest, files, manifest["digest"])  # what could not be opened again is not written
@@ -209,6 +215,8 @@ def _files(bundle: Bundle, report: Mapping[str, bytes]) -> dict[str, bytes]:
     files = {GRAPH: bundle.graph}
     files |= {f"heads/{head.name}/{name}.npy": _npy(getattr(head, name)) for name in _HEAD_ARRAYS}
     files |= {f"heads/{head.name}/limits_{name}.npy": _npy(getattr(limits, name)) for name in _LIMIT_ARRAYS}
+    if bundle.stream.scenes is not None:
+        files[_SCENES] = _npy(bundle.stream.scenes.pictures)
     if bundle.reference is not None:
         files |= {
             f"reference/{name}.npy": _npy(getattr(bundle.reference, name))
@@ -218,14 +226,16 @@ def _files(bundle: Bundle, report: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _decides(bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """Everything a verdict depends on, and nothing else."""
+    """Everything a verdict depends on, and nothing else; what is not there as before it could be: the digest stays."""
     head = bundle.head
+    stream = _stream_decides(bundle.stream, files)
     prefix = f"heads/{head.name}/"
     return {
         "classes": asdict(bundle.classes),
         "image": bundle.image.to_json(),
         "featurizer": {**bundle.featurizer, "sha256": hashlib.sha256(bundle.graph).hexdigest()},
         "defect_rate": bundle.defect_rate,
+        **({"stream": stream} if stream else {}),
         "heads": [
             {
                 "name": head.name,
@@ -234,7 +244,7 @@ def _decides(bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
                 "pooled_bias": head.pooled_bias,
                 "calibration": asdict(head.calibration),
                 "operating_point": asdict(head.operating_point),
-                "pixels": asdict(head.pixels),
+                "pixels": _pixels_decide(head.pixels),
                 "features": {"residual": head.features.residual, "limit": head.features.limit},
                 "arrays": {
                     name.removeprefix(prefix): hashlib.sha256(data).hexdigest()
@@ -244,6 +254,39 @@ def _decides(bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _pixels_decide(limits: PixelLimits) -> dict[str, float]:
+    """The limits that limit anything."""
+    own = {field.name: field.default for field in fields(PixelLimits)}
+    return {name: value for name, value in asdict(limits).items() if value != own[name]}
+
+
+def _stream_decides(stream: StreamLimits, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What can turn a station's verdicts into `none`."""
+    decides: dict[str, Any] = {} if stream.noise is None else {"noise": stream.noise}
+    if stream.scenes is not None:
+        decides["scenes"] = {
+            "limit": stream.scenes.limit,
+            "likeness": stream.scenes.likeness,
+            "sha256": hashlib.sha256(files[_SCENES]).hexdigest(),
+        }
+    return decides
+
+
+def _stream(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> StreamLimits:
+    """Of a bundle's files. Raises ValueError where they cannot be compared with anything."""
+    decides = manifest["decides"].get("stream", {})
+    scenes = None
+    if "scenes" in decides:
+        entry = decides["scenes"]
+        pictures = _array(files[_SCENES])
+        if pictures.ndim != 3 or pictures.shape[1:] != (SIDE, SIDE) or pictures.dtype != np.float32:  # noqa: PLR2004 - k, h, w
+            msg = f"scenes are {pictures.dtype} {pictures.shape}: expected float32 (k, {SIDE}, {SIDE})"
+            raise ValueError(msg)
+        scenes = Scenes(pictures, float(entry["limit"]), float(entry["likeness"]))
+    noise, drift = decides.get("noise"), manifest.get("drift")
+    return StreamLimits(None if noise is None else float(noise), scenes, None if drift is None else float(drift))
 
 
 def _construct(manifest: Mapping[str, Any], files: Mapping[str, bytes], digest: str) -> Bundle:
@@ -290,6 +333,7 @@ def _construct(manifest: Mapping[str, Any], files: Mapping[str, bytes], digest: 
         defect_rate=decides["defect_rate"],
         about=manifest["about"],
         reference=_reference(files),
+        stream=_stream(manifest, files),
     )
 
 
@@ -334,6 +378,8 @@ def _check_files(where: str, files: Mapping[str, bytes], manifest: Mapping[str, 
             msg = f"bundle {where} has a changed {name}: sha256 {got}, expected {sha256}; fetch the bundle again"
             raise BundleError(msg)
     decisive = {GRAPH: manifest["decides"]["featurizer"]["sha256"]}
+    if "scenes" in manifest["decides"].get("stream", {}):
+        decisive[_SCENES] = manifest["decides"]["stream"]["scenes"]["sha256"]
     for entry in manifest["decides"]["heads"]:
         decisive |= {f"heads/{entry['name']}/{name}": sha256 for name, sha256 in entry["arrays"].items()}
     if any(listed.get(name) != sha256 for name, sha256 in decisive.items()):

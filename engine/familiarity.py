@@ -8,30 +8,46 @@ The limits come from the training images themselves and travel in the bundle.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
 if TYPE_CHECKING:
-    from engine.prediction import Reason
+    from engine.prediction import Reason, Trouble
 
 
 @dataclass(frozen=True, slots=True)
 class PixelLimits:
-    """Below either value an image is black, blank or blurred.
+    """Below contrast or detail an image is black, blank or blurred; outside dark and bright it is badly lit.
 
     Attributes:
         contrast: standard deviation of the grey values, 0 to 127.5.
         detail: mean absolute difference of neighbouring grey values.
+        dark, bright: the mean grey value; a bundle from before there were these two allows any.
     """
 
     contrast: float
     detail: float
+    dark: float = 0.0
+    bright: float = 255.0
+
+
+class PixelStatistics(NamedTuple):
+    """Of one image, as the limits are expressed."""
+
+    contrast: float
+    detail: float
+    level: float
 
 
 def pixel_statistics(image: np.ndarray) -> tuple[float, float]:
-    """(contrast, detail) of one uint8 (h, w, 3) image, as the limits are expressed; each side of two pixels or more.
+    """(contrast, detail) of one image: see `all_pixel_statistics`."""
+    return all_pixel_statistics(image)[:2]
+
+
+def all_pixel_statistics(image: np.ndarray) -> PixelStatistics:
+    """Contrast, detail and mean grey value of one uint8 (h, w, 3) image; each side of two pixels or more.
 
     In whole numbers until the end, on the sum of the colours, which is three times the grey value: exact, and a sixth
     of the time that the same takes in floating point.
@@ -41,8 +57,19 @@ def pixel_statistics(image: np.ndarray) -> tuple[float, float]:
     height, width = total.shape
     across = cv2.norm(total[:, 1:], total[:, :-1], cv2.NORM_L1) / (height * (width - 1))
     down = cv2.norm(total[1:], total[:-1], cv2.NORM_L1) / ((height - 1) * width)
-    _, deviation = cv2.meanStdDev(total)
-    return float(deviation[0, 0]) / 3, (across + down) / 3
+    mean, deviation = cv2.meanStdDev(total)
+    return PixelStatistics(float(deviation[0, 0]) / 3, (across + down) / 3, float(mean[0, 0]) / 3)
+
+
+def trouble(statistics: PixelStatistics, limits: PixelLimits) -> Trouble | None:
+    """What is wrong with an image of these statistics, in the word that says most; None: nothing."""
+    if statistics.level < limits.dark:
+        return "dark"
+    if statistics.level > limits.bright:
+        return "bright"
+    if statistics.contrast < limits.contrast:
+        return "blank"
+    return "blurred" if statistics.detail < limits.detail else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,10 +105,30 @@ class FeatureLimits:
         return max(inside_rms, outside_rms)
 
 
+class Examined(NamedTuple):
+    """What one image looks like beside the training images.
+
+    Attributes:
+        doubt: why it must not pass on the model's word, or None.
+        trouble: what the doubt `camera` is.
+        distance: of its features, where its pixels are sound.
+    """
+
+    doubt: Reason | None
+    trouble: Trouble | None
+    distance: float | None
+
+
+def examine(image: np.ndarray, pooled: np.ndarray, pixels: PixelLimits, features: FeatureLimits) -> Examined:
+    """Compare one uint8 (h, w, 3) image and its pooled vector (d,) with the training images."""
+    found = trouble(all_pixel_statistics(image), pixels)
+    if found is not None:
+        return Examined("camera", found, None)
+    distance = features.distance(pooled)
+    # Written so that a distance that is no number counts as unfamiliar.
+    return Examined(None if distance <= features.limit else "out_of_distribution", None, distance)
+
+
 def unfamiliar(image: np.ndarray, pooled: np.ndarray, pixels: PixelLimits, features: FeatureLimits) -> Reason | None:
     """Why this image must not pass on the model's word, or None."""
-    contrast, detail = pixel_statistics(image)
-    if contrast < pixels.contrast or detail < pixels.detail:
-        return "camera"
-    # Written so that a distance that is no number counts as unfamiliar.
-    return None if features.distance(pooled) <= features.limit else "out_of_distribution"
+    return examine(image, pooled, pixels, features).doubt

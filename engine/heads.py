@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.errors import HeadError
-from engine.familiarity import FeatureLimits, PixelLimits, unfamiliar
+from engine.familiarity import Examined, FeatureLimits, PixelLimits, examine
 from engine.prediction import Decision, OperatingPoint, Prediction, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROBABILITY_DECIMALS = 6
+
+NOT_EXAMINED = Examined(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,11 @@ class Head:
 
     def predict(self, images: np.ndarray, evidence: np.ndarray, pooled: np.ndarray) -> list[Prediction]:
         """Decisions for uint8 (n, h, w, 3) images, their evidence (n,) and pooled vectors (n, d)."""
-        return [
-            decide(
-                self.probability(float(evidence[i]), pooled[i]),
-                self.operating_point,
-                unfamiliar(images[i], pooled[i], self.pixels, self.features),
-            )
-            for i in range(len(images))
-        ]
+        return [self._predict(images[i], float(evidence[i]), pooled[i]) for i in range(len(images))]
+
+    def _predict(self, image: np.ndarray, evidence: float, pooled: np.ndarray) -> Prediction:
+        examined = examine(image, pooled, self.pixels, self.features)
+        return decide(self.probability(evidence, pooled), self.operating_point, examined.doubt, examined)
 
     def probability(self, evidence: float, pooled: np.ndarray) -> float:
         """Calibrated defect probability of one image, rounded to 1e-6."""
@@ -115,15 +114,21 @@ def sigmoid(logit: float) -> float:
     return power / (1.0 + power)
 
 
-def decide(probability: float, point: OperatingPoint, doubt: Reason | None) -> Prediction:
-    """Pass, fail or review. Doubt about the image itself outranks the probability: such a frame never passes."""
+def decide(
+    probability: float, point: OperatingPoint, doubt: Reason | None, examined: Examined = NOT_EXAMINED
+) -> Prediction:
+    """Pass, fail or review. Doubt about the image itself outranks the probability: such a frame never passes.
+
+    `examined` is passed on, for metrics.
+    """
+    _, trouble, distance = examined
     if doubt is not None:
-        return Prediction("review", probability, (doubt,))
+        return Prediction("review", probability, (doubt,), trouble, distance)
     low, high = point.review_band
     if low <= probability < high:
-        return Prediction("review", probability, ("band",))
+        return Prediction("review", probability, ("band",), trouble, distance)
     decision: Decision = "fail" if probability >= point.threshold else "pass"
-    return Prediction(decision, probability)
+    return Prediction(decision, probability, (), trouble, distance)
 
 
 def stack(heads: Sequence[Head]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Decision = Literal["pass", "fail", "review"]
 Reason = Literal["band", "out_of_distribution", "camera"]
+Trouble = Literal["dark", "bright", "blank", "blurred"]
+"""What is wrong with a single image that is reviewed for the reason `camera`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,15 @@ class Prediction:
         defect_probability: calibrated, 0 to 1, rounded to 1e-6 before anything is decided on it, so that the
             number published is the number that was compared with the threshold.
         reasons: why the answer is `review`; empty for a plain pass or fail.
+        trouble: what the reason `camera` is; told in metrics, no part of the answer.
+        distance: of the features from the training set's, see `FeatureLimits`; None where nobody needed it. The same.
     """
 
     decision: Decision
     defect_probability: float
     reasons: tuple[Reason, ...] = ()
+    trouble: Trouble | None = field(default=None, compare=False)
+    distance: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"held out {held['images']} images, {held['defects']} defects: AUROC {held['auroc']:.4f}, "
         f"defects not passed {held['recall']:.3f}, good parts failed {held['false_reject_rate']:.3f}"
     )
+    for check, state in summary["camera_checks"].items():
+        click.echo(f"camera   {check} check {state}")
     for note in summary["notes"]:
         click.echo(f"note     {note}")
     if summary["skipped"]:

@@ -13,11 +13,13 @@ import numpy as np
 from engine.backbone import FeaturizerSpec, build_training_graph, grid
 from engine.backend_onnx import OneImageStreams
 from engine.errors import FrameError, InputError
-from engine.familiarity import pixel_statistics
+from engine.familiarity import all_pixel_statistics
 from engine.featurizer import SUBLOCATIONS
 from engine.preprocess import preprocess
 from engine.tiles import join_pooled, split
+from engine.watching import SIDE, glance
 from trainer.errors import MemberError
+from trainer.stream_limits import image_noise
 from trainer.turns import turned
 
 if TYPE_CHECKING:
@@ -33,6 +35,30 @@ LIMIT_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Looks:
+    """What n images look like apart from their features.
+
+    Attributes:
+        levels: (n,) mean grey value.
+        noises: (n,) as `image_noise` gives them.
+        glances: (n, 64, 64) uint8.
+    """
+
+    levels: np.ndarray
+    noises: np.ndarray
+    glances: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int) -> Looks:
+        """To be filled."""
+        return cls(np.empty(count), np.empty(count), np.empty((count, SIDE, SIDE), np.uint8))
+
+    def take(self, rows: np.ndarray | slice) -> Looks:
+        """Those of some images, in the order given."""
+        return Looks(self.levels[rows], self.noises[rows], self.glances[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FeatureSet:
     """Features of the samples that could be decoded, in the samples' order.
 
@@ -43,6 +69,7 @@ class FeatureSet:
         pixels: (n, 2) contrast and detail of each image.
         sha256: (n,) of each image's encoded bytes: equal bytes, equal part.
         skipped: (name, why) of the samples that could not be decoded.
+        looks: of each image.
     """
 
     kept: np.ndarray
@@ -51,6 +78,7 @@ class FeatureSet:
     pixels: np.ndarray
     sha256: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    looks: Looks
 
     def take(self, rows: np.ndarray) -> FeatureSet:
         """The features of some rows, in the order given; copied only where a row is left out."""
@@ -58,7 +86,13 @@ class FeatureSet:
             return self
         digests = tuple(self.sha256[row] for row in rows)
         return FeatureSet(
-            self.kept[rows], self.pooled[rows], self.channels[rows], self.pixels[rows], digests, self.skipped
+            self.kept[rows],
+            self.pooled[rows],
+            self.channels[rows],
+            self.pixels[rows],
+            digests,
+            self.skipped,
+            self.looks.take(rows),
         )
 
 
@@ -84,6 +118,7 @@ def extract(
     channels = _allocate(shape)
     kept: list[int] = []
     pixels: list[tuple[float, float]] = []
+    looks = Looks.empty(len(names))
     digests: list[str] = []
     skipped: list[tuple[str, str]] = []
 
@@ -108,7 +143,10 @@ def extract(
                     place = slice(len(kept), len(kept) + len(good))
                     batch = np.stack([pixel for _, _, pixel in good])
                     _featurize(graph, turned(batch, turn), (image, featurizer), pooled[place], channels[place])
-                    pixels += [pixel_statistics(pixel) for pixel in batch]
+                    for row, pixel in enumerate(batch, len(kept)):
+                        contrast, detail, looks.levels[row] = all_pixel_statistics(pixel)
+                        looks.noises[row], looks.glances[row] = image_noise(pixel), glance(pixel)
+                        pixels.append((contrast, detail))
                     kept += [index for index, _, _ in good]
                     digests += [digest for _, digest, _ in good]
                 progress(len(loaded))
@@ -116,7 +154,13 @@ def extract(
         graph.close()
     n = len(kept)
     return FeatureSet(
-        np.array(kept, np.int64), pooled[:n], channels[:n], np.array(pixels), tuple(digests), tuple(skipped)
+        np.array(kept, np.int64),
+        pooled[:n],
+        channels[:n],
+        np.array(pixels),
+        tuple(digests),
+        tuple(skipped),
+        looks.take(slice(n)),
     )
 
 

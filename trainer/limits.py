@@ -17,20 +17,38 @@ _MOST_DIRECTIONS = 64
 _MOST_ROWS = 4000
 
 
-def pixel_limits(statistics: np.ndarray) -> PixelLimits:
-    """Limits from (n, 2) contrast and detail of the training images.
+LIGHT_SHARE = 0.5
+"""Below this share of the darkest training image's light, or of what the brightest lacks to white, it is badly lit."""
+
+
+def pixel_limits(statistics: np.ndarray, levels: np.ndarray | None = None) -> PixelLimits:
+    """Limits from (n, 2) contrast and detail of the training images, and where given from their (n,) mean grey values.
 
     From the first percentile, not the minimum: one black frame among the training images must not let all pass.
     """
     contrast, detail = np.percentile(statistics, 1, axis=0) * PIXEL_SHARE
-    return PixelLimits(float(contrast), float(detail))
+    if levels is None:
+        return PixelLimits(float(contrast), float(detail))
+    dark, bright = np.percentile(levels, 1) * LIGHT_SHARE, 255 - (255 - np.percentile(levels, 99)) * LIGHT_SHARE
+    return PixelLimits(float(contrast), float(detail), float(dark), float(bright))
 
 
 def feature_limits(pooled: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> FeatureLimits:
     """Limits from (n, d) pooled vectors; the distance to allow is measured on groups held back, fold by fold."""
-    distances = np.concatenate(
-        [[limits.distance(row) for row in pooled[held]] for fit, held in folds for limits in [_ellipsoid(pooled[fit])]]
-    )
+    return limits_of(pooled, np.concatenate(held_back_distances(pooled, folds)))
+
+
+def held_back_distances(pooled: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Of each fold: the distances of what is held back, in its order, from all else."""
+    return [
+        np.array([limits.distance(row) for row in pooled[held]])
+        for fit, held in folds
+        for limits in [_ellipsoid(pooled[fit])]
+    ]
+
+
+def limits_of(pooled: np.ndarray, distances: np.ndarray) -> FeatureLimits:
+    """Limits from (n, d) pooled vectors and the distances of those that were held back."""
     limit = DISTANCE_FACTOR * float(np.percentile(distances, 99.5))
     whole = _ellipsoid(pooled)
     return FeatureLimits(whole.mean, whole.scale, whole.directions, whole.deviations, whole.residual, limit)

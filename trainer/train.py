@@ -24,13 +24,14 @@ from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
 from trainer.features import BATCH
 from trainer.labels import label_source
-from trainer.limits import feature_limits, pixel_limits
+from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
 from trainer.progress import Step
 from trainer.samples import write_samples
 from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
 from trainer.split import grouped_folds
+from trainer.stream_limits import drift_limit, stream_limits
 from trainer.tiling import cut
 
 if TYPE_CHECKING:
@@ -138,7 +139,17 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
 def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
     """What the command prints of a trained bundle."""
     point = bundle.head.operating_point
-    told = ("classes", "images", "chosen", "cross_validated", "held_out", "skipped", "notes", "seconds")
+    told = (
+        "classes",
+        "images",
+        "chosen",
+        "cross_validated",
+        "held_out",
+        "camera_checks",
+        "skipped",
+        "notes",
+        "seconds",
+    )
     return {
         "bundle": str(out),
         "name": bundle.name,
@@ -217,6 +228,8 @@ def _fit(
     fitted = fit_parts(data, chosen.recipe, used)
     trained_rate = float(defect[used].mean())
     rate = trained_rate if settings.defect_rate is None else settings.defect_rate
+    looks = chosen.features.looks.take(used)
+    distances = held_back_distances(data.pooled[used], folds)
     head = Head(
         name="default",
         featurizer=hashlib.sha256(graph).hexdigest(),
@@ -226,9 +239,10 @@ def _fit(
         pooled_bias=fitted.pooled_bias,
         calibration=shift_to_rate(calibration, trained_rate, rate),
         operating_point=from_costs(settings.costs),
-        pixels=pixel_limits(chosen.features.pixels[used]),
-        features=feature_limits(data.pooled[used], folds),
+        pixels=pixel_limits(chosen.features.pixels[used], looks.levels),
+        features=limits_of(data.pooled[used], np.concatenate(distances)),
     )
+    stream, told = stream_limits(looks.glances, looks.noises, groups[used], settings.seed)
     progress(Step("validate"))
     validated = cross_validate(data, groups, chosen.recipe, seed=settings.seed)
     return Bundle(
@@ -241,7 +255,8 @@ def _fit(
         graph=graph,
         head=head,
         defect_rate=rate,
-        about={**_trained_with(settings, chosen, trained_rate), "cross_validated": validated},
+        about={**_trained_with(settings, chosen, trained_rate), "cross_validated": validated, "camera_checks": told},
+        stream=replace(stream, drift=drift_limit(distances, groups[used], folds)),
     )
 
 

@@ -18,10 +18,13 @@ from consumer.shadow import Shadow
 from engine.backbone import FeaturizerSpec, inputs
 from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.bundle import open_bundle, write_bundle
+from engine.choice import open_for
 from engine.errors import BatchError, BundleError, FrameError
+from engine.scorer import Scorer
 from engine.specs import BatchProfile, ImageSpec
 from tests.bundles import small_bundle, small_head
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
+from tests.scenes import limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -481,3 +484,40 @@ def test_decoding_keeps_to_the_routes_own_limits(plant: Path) -> None:
             judge.decode(b"no image", route)
         judge.release(route)
         assert np.asarray(judge.decode(jpegs(1)[0], route)).shape == route.image_shape
+
+
+def test_a_station_with_a_region_of_its_own_is_compared_with_no_scene_of_another(tmp_path: Path) -> None:
+    put(tmp_path / "b", replace(bundle_of(1), stream=limits_of(1)))
+    routes = tmp_path / "routes.toml"
+    routes.write_text(
+        '[[route]]\nstation = "own"\nbundle = "b"\nroi = [0.1, 0.1, 0.9, 0.9]\n'
+        '[[route]]\nstation = "same"\nbundle = "b"\nroi = [0.0, 0.0, 1.0, 1.0]\n'
+        '[[route]]\nstation = "*"\nbundle = "b"\n',
+        encoding="utf-8",
+    )
+    with EngineJudge(loader(routing=routes).load()) as judge:
+        streams = {}
+        for station in ("own", "same", "plain"):
+            route = judge.route(station)
+            assert route is not None
+            streams[station] = route.stream
+            judge.release(route)
+    assert (streams["own"].noise, streams["own"].scenes) == (None, None), "another region has other noise, too"
+    assert streams["own"].drift == streams["plain"].drift == limits_of().drift, "the head is the same"
+    for station in ("same", "plain"):
+        assert streams[station].scenes is not None
+        assert streams[station].noise == limits_of().noise
+
+
+def test_a_prediction_tells_how_far_its_image_is_from_the_training_set(tmp_path: Path) -> None:
+    bundle = put(tmp_path / "b", bundle_of(1))
+    (payload,) = jpegs(1)
+    with EngineJudge(loader(bundle=str(tmp_path / "b")).load()) as judge:
+        route = judge.route("a")
+        assert route is not None
+        (prediction,) = judge.score([Decoded("a", route, judge.decode(payload, route), payload)]).predictions
+        judge.release(route)
+    with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
+        images = np.stack([scorer.decode(payload)])
+        pooled = scorer.features(images).pooled[0]
+    assert prediction.distance == pytest.approx(bundle.head.features.distance(pooled), rel=1e-5)

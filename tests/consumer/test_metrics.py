@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from consumer.events import EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
-from consumer.metrics import OTHER_STATIONS, Metrics, metric_docs
+from consumer.metrics import LATENCY_BUCKETS_S, OTHER_STATIONS, Metrics, metric_docs
 
 
 @pytest.fixture
@@ -183,6 +185,83 @@ def test_the_plain_counts(registry: CollectorRegistry, metrics: Metrics) -> None
         ("framegate_queue_depth_frames", {}, 12),
     ]
     assert [(name, labels, registry.get_sample_value(name, labels)) for name, labels, _ in samples] == samples
+
+
+def test_a_fault_by_station_and_cause(registry: CollectorRegistry, metrics: Metrics) -> None:
+    for number in range(5):
+        metrics.observe_verdict(a_verdict("none", f"s{number}", cause="camera_fault"))
+    value = registry.get_sample_value
+    assert value("framegate_station_none_total", {"station": "s0", "cause": "camera_fault"}) == 1
+    assert value("framegate_station_none_total", {"station": OTHER_STATIONS, "cause": "camera_fault"}) == 2
+    assert value("framegate_camera_fault", {"station": "s0", "fault": "frozen"}) == 0, "a gauge that is there to rise"
+
+
+def test_a_camera_is_faulty_until_it_is_not_and_those_that_share_a_label_are_counted(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    def shown(station: str, fault: str = "frozen") -> float | None:
+        return registry.get_sample_value("framegate_camera_fault", {"station": station, "fault": fault})
+
+    for number in range(6):
+        metrics.set_camera_fault(f"s{number}", "frozen", faulty=True)
+    metrics.set_camera_fault("s5", "frozen", faulty=True)
+    metrics.set_camera_fault("s0", "shifted", faulty=True)
+    assert (shown("s0"), shown("s0", "shifted"), shown(OTHER_STATIONS)) == (1, 1, 3)
+    metrics.set_camera_fault("s0", "frozen", faulty=False)
+    metrics.set_camera_fault("s5", "frozen", faulty=False)
+    metrics.set_camera_fault("s5", "frozen", faulty=False)
+    assert (shown("s0"), shown("s0", "shifted"), shown(OTHER_STATIONS)) == (0, 1, 2)
+    metrics.count_camera_trouble("s0", "blurred")
+    labels = {"station": "s0", "trouble": "blurred"}
+    assert registry.get_sample_value("framegate_camera_trouble_frames_total", labels) == 1
+
+
+def test_a_stations_gauges_leave_with_its_partition(registry: CollectorRegistry, metrics: Metrics) -> None:
+    def shown(name: str, station: str) -> float | None:
+        return registry.get_sample_value(name, {"station": station})
+
+    metrics.set_assigned([("frames", 0), ("frames", 1)])
+    for station, partition in (("a", 0), ("b", 1)):
+        position = Position("frames", partition, 5)
+        metrics.observe_verdict(replace(a_verdict(station=station), frame=replace(a_frame(station), position=position)))
+        metrics.set_drift(station, 1.25)
+    metrics.set_assigned([("frames", 1)])
+    assert shown("framegate_drift_ratio", "a") is None, "its new owner tells it"
+    assert shown("framegate_last_verdict_timestamp_seconds", "a") is None
+    assert shown("framegate_drift_ratio", "b") == 1.25
+    assert registry.get_sample_value("framegate_verdicts_total", {"station": "a", "decision": "pass"}) == 1
+    metrics.set_assigned([("frames", 0), ("frames", 1)])
+    metrics.set_drift("a", 0.5)
+    assert shown("framegate_drift_ratio", "a") == 0.5
+
+
+def test_stations_that_share_a_label_have_no_drift(registry: CollectorRegistry, metrics: Metrics) -> None:
+    for number in range(5):
+        metrics.set_drift(f"s{number}", 2.0)
+    assert registry.get_sample_value("framegate_drift_ratio", {"station": "s2"}) == 2.0
+    assert registry.get_sample_value("framegate_drift_ratio", {"station": OTHER_STATIONS}) is None
+
+
+def test_what_is_in_hand_and_how_old_it_is(registry: CollectorRegistry, metrics: Metrics) -> None:
+    metrics.set_in_flight(11, 4096, 2)
+    metrics.set_oldest(0.25)
+    metrics.count_transaction_error()
+    metrics.count_engine_error()
+    names = (
+        "framegate_held_bytes",
+        "framegate_batches_in_flight",
+        "framegate_lag_seconds",
+        "framegate_transaction_errors_total",
+        "framegate_engine_errors_total",
+        "framegate_commit_errors_total",
+    )
+    assert [registry.get_sample_value(name) for name in names] == [4096, 2, 0.25, 1, 1, 0]
+
+
+def test_latencies_are_told_apart_from_a_millisecond_to_ten_seconds() -> None:
+    assert LATENCY_BUCKETS_S[0] <= 0.001
+    assert max(LATENCY_BUCKETS_S) >= 10
+    assert all(later / sooner <= 3 for sooner, later in pairwise(LATENCY_BUCKETS_S))
 
 
 def test_a_hostile_station_cannot_break_the_exposition(registry: CollectorRegistry, metrics: Metrics) -> None:

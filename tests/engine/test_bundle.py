@@ -14,7 +14,9 @@ import pytest
 from engine.bundle import Bundle, _canonical_sha256, open_bundle, write_bundle
 from engine.errors import BundleError, InputError
 from engine.prediction import OperatingPoint
+from engine.watching import StreamLimits
 from tests.bundles import small_bundle, small_head
+from tests.scenes import limits_of, scenes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +48,48 @@ def test_everything_that_decides_survives(written: Path) -> None:
     np.testing.assert_array_equal(bundle.reference.images, before.reference.images)
 
 
+def test_what_a_stream_is_compared_with_survives(tmp_path: Path) -> None:
+    pixels = replace(small_head().pixels, dark=9.5, bright=250.25)
+    written = replace(small_bundle(), stream=limits_of(1, 2), head=replace(small_head(), pixels=pixels))
+    write_bundle(tmp_path / "parts", written)
+    opened = open_bundle(tmp_path / "parts")
+    assert opened.head.pixels == pixels
+    before, after = written.stream, opened.stream
+    assert (after.noise, after.drift) == (before.noise, before.drift)
+    assert before.scenes is not None
+    assert after.scenes is not None
+    assert (after.scenes.limit, after.scenes.likeness) == (before.scenes.limit, before.scenes.likeness)
+    np.testing.assert_array_equal(after.scenes.pictures, before.scenes.pictures)
+
+
+def test_a_bundle_from_before_streams_were_known_opens_and_keeps_its_digest(written: Path) -> None:
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert "stream" not in manifest["decides"]
+    assert "drift" not in manifest
+    assert set(manifest["decides"]["heads"][0]["pixels"]) == {"contrast", "detail"}, "as earlier versions wrote it"
+    bundle = open_bundle(written)
+    assert (bundle.stream.noise, bundle.stream.scenes, bundle.stream.drift) == (None, None, None)
+    assert (bundle.head.pixels.dark, bundle.head.pixels.bright) == (0.0, 255.0), "any light will do"
+
+
+@pytest.mark.parametrize(
+    "odd", [np.zeros((2, 64, 64)), np.zeros((64, 64), np.float32), np.zeros((1, 8, 8), np.float32)]
+)
+def test_scenes_that_nothing_can_be_compared_with_are_refused(tmp_path: Path, odd: np.ndarray) -> None:
+    scenes = replace(scenes_of(1), pictures=odd)
+    with pytest.raises(ValueError, match="expected float32"):
+        write_bundle(tmp_path / "parts", replace(small_bundle(), stream=StreamLimits(scenes=scenes)))
+    assert not (tmp_path / "parts").exists()
+
+
+def test_other_scenes_than_were_trained_are_refused(tmp_path: Path) -> None:
+    for name, scene in (("one", 1), ("other", 2)):
+        write_bundle(tmp_path / name, replace(small_bundle(), stream=StreamLimits(scenes=scenes_of(scene))))
+    shutil.copy(tmp_path / "other" / "stream" / "scenes.npy", tmp_path / "one" / "stream" / "scenes.npy")
+    with pytest.raises(BundleError, match=r"changed stream/scenes\.npy"):
+        open_bundle(tmp_path / "one")
+
+
 def test_a_zip_is_the_same_bundle(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts.zip"
     assert write_bundle(out, small_bundle()).digest == open_bundle(written).digest
@@ -66,11 +110,15 @@ DECISIVE: list[Callable[[Bundle], Bundle]] = [
     lambda b: replace(b, head=replace(b.head, operating_point=OperatingPoint(0.5, (0.3, 0.61)))),
     lambda b: replace(b, head=replace(b.head, evidence_weights=np.nextafter(b.head.evidence_weights, np.float32(9)))),
     lambda b: replace(b, head=replace(b.head, pixels=replace(b.head.pixels, contrast=2.0))),
+    lambda b: replace(b, head=replace(b.head, pixels=replace(b.head.pixels, dark=12.0))),
+    lambda b: replace(b, stream=StreamLimits(noise=0.0)),
+    lambda b: replace(b, stream=StreamLimits(scenes=scenes_of(1))),
 ]
 TOLD: list[Callable[[Bundle], Bundle]] = [
     lambda b: replace(b, about={"created_at": "another day"}),
     lambda b: replace(b, name="other", version="8"),
     lambda b: replace(b, reference=None),
+    lambda b: replace(b, stream=StreamLimits(drift=1.5)),
 ]
 
 

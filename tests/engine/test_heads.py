@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import HeadError
-from engine.familiarity import pixel_statistics, unfamiliar
+from engine.familiarity import PixelLimits, all_pixel_statistics, examine, pixel_statistics, trouble, unfamiliar
 from engine.heads import decide, sigmoid, stack
 from engine.prediction import OperatingPoint
 from tests.bundles import FEATURIZER, pictures, small_head
@@ -123,3 +123,37 @@ def test_a_head_that_does_not_fit_the_taps_is_refused(channels: int, pooled_size
     head = small_head()
     with pytest.raises(HeadError, match="expected float32"):
         head.check_fits(head.featurizer, channels=channels, pooled_size=pooled_size)
+
+
+@pytest.mark.parametrize(
+    ("level", "spread", "expected"),
+    [(30, 20, "dark"), (228, 20, "bright"), (128, 1, "blank"), (30, 1, "dark"), (128, 20, None)],
+)
+def test_what_is_wrong_with_an_image_is_said_in_one_word(level: int, spread: int, expected: str | None) -> None:
+    rng = np.random.default_rng(0)
+    image = np.clip(rng.normal(level, spread, (64, 64, 3)), 0, 255).astype(np.uint8)
+    limits = PixelLimits(contrast=4.0, detail=0.5, dark=40.0, bright=220.0)
+    assert trouble(all_pixel_statistics(image), limits) == expected
+    smooth = np.repeat(np.linspace(60, 180, 64)[None, :, None], 64, axis=0).repeat(3, axis=2).astype(np.uint8)
+    assert trouble(all_pixel_statistics(smooth), limits) is None
+    assert trouble(all_pixel_statistics(smooth), replace(limits, detail=3.0)) == "blurred"
+
+
+def test_light_is_judged_only_by_a_bundle_that_knows_its_light() -> None:
+    dim = (pictures(1)[0] // 16).astype(np.uint8)
+    head = small_head()
+    pooled = np.zeros(head.features.mean.shape, np.float32)
+    assert examine(dim, pooled, head.pixels, head.features)[:2] == (None, None), "as an old bundle did"
+    lit = replace(head.pixels, dark=20.0)
+    assert examine(dim, pooled, lit, head.features) == ("camera", "dark", None)
+
+
+def test_a_prediction_tells_its_trouble_and_distance_and_is_the_same_answer_without_them() -> None:
+    head = small_head()
+    images = np.stack([pictures(1)[0], np.zeros((64, 64, 3), np.uint8)])
+    pooled = np.full((2, len(head.features.mean)), 2.0, np.float32)
+    sound, black = head.predict(images, np.zeros(2, np.float32), pooled)
+    assert sound.distance == head.features.distance(pooled[0])
+    assert (black.reasons, black.trouble, black.distance) == (("camera",), "blank", None)
+    assert black == replace(black, trouble=None)
+    assert sound == replace(sound, distance=None)

@@ -25,7 +25,7 @@ from trainer.candidates import (
     tune,
 )
 from trainer.classifier import Recipe, Scores, Table
-from trainer.features import FeatureSet
+from trainer.features import FeatureSet, Looks
 from trainer.judge import MOST_LOSS, Judge
 from trainer.split import grouped_folds
 
@@ -109,7 +109,7 @@ def features(seen_by: Judge, rng: np.random.Generator) -> FeatureSet:
     count = len(seen_by.defect)
     pooled = rng.normal(size=(count, WHOLE.pooled_size)).astype(np.float32)
     channels = rng.normal(size=(count, 4, WHOLE.cell_size)).astype(np.float32)
-    return FeatureSet(np.arange(count), pooled, channels, np.zeros((count, 2)), ("",) * count, ())
+    return FeatureSet(np.arange(count), pooled, channels, np.zeros((count, 2)), ("",) * count, (), Looks.empty(count))
 
 
 def tables(found: FeatureSet, seen_by: Judge) -> list[tuple[FeaturizerSpec, Table]]:
