@@ -31,7 +31,13 @@ VERBS = {
 }
 """Verb -> (module, attribute). Loaded on demand: `framegate broker` must not wait for scikit-learn."""
 
-ADDED = {"bench": {"stream": ("consumer.cli_bench", "stream")}}
+ADDED = {
+    "bench": {
+        "stream": ("consumer.cli_bench", "stream"),
+        "border": ("consumer.cli_bench", "border"),
+        "scale": ("consumer.cli_scale", "scale"),
+    }
+}
 """Verbs below a verb that come from another room than it does."""
 
 

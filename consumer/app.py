@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from consumer.broker import is_embedded
 from consumer.clock import SystemClock
+from consumer.config import EMBEDDED_FETCH_WAIT_S, MIB
 from consumer.dead_letter import DeadLetterBox
 from consumer.engine_judge import EngineJudge
 from consumer.health import Health, HttpServer
 from consumer.kafka_client import Connection
-from consumer.kafka_io import KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
+from consumer.kafka_io import FETCH_WAIT_S, KafkaDeadLetterTopic, KafkaSink, KafkaSource, checksums_are_fast
 from consumer.lineup import Loader
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline, Ports
@@ -30,10 +31,11 @@ from consumer.shadow import Shadow
 from consumer.topics import ClusterIdentity, check_topics
 from consumer.transactions import TransactionalSink
 from consumer.wire import verdict_id
-from consumer.workers import how_many, run_workers
+from consumer.workers import ENGINE, how_many, run_workers
 from engine.arenas import few_arenas
 from engine.bundle_cache import BundleCache
 from engine.choice import INT8_BACKENDS, open_for
+from engine.shared_client import SharedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from consumer.ports import Judge, Route, TenureChange
     from consumer.reload import Outcome
     from consumer.tenure import Partition
+    from engine.backend import Backend
+    from engine.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +91,7 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
     few_arenas()
     loader = loader_of(settings)
     workers = how_many(settings)
-    if workers > 1:
+    if workers > 1 or settings.engine_process == "shared":
         loader.check()
         run_workers(settings, workers)
         return
@@ -98,26 +102,51 @@ def run_consumer(settings: Settings, instruments: Instruments | None = None) -> 
 def loader_of(settings: Settings) -> Loader:
     """What loads the bundles that these settings name, onto the backend that they name."""
     return Loader(
-        partial(open_for, name=settings.backend, tensorrt=settings.tensorrt),
+        opener_of(settings),
         bundle=settings.bundle,
         routing=settings.routing,
         shadow=settings.shadow,
         largest=settings.batch_size,
-        # A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
-        must_agree=settings.backend in {"auto", *INT8_BACKENDS},
+        must_agree=must_agree(settings.backend),
         cache=None if settings.bundle_cache is None else BundleCache(settings.bundle_cache),
     )
 
 
+def opener_of(settings: Settings) -> Callable[[Bundle], Backend]:
+    """What opens a bundle: an engine of our own, or the one that the workers share."""
+    address = settings.engine_address
+    if address is None:
+        return partial(open_for, name=settings.backend, tensorrt=settings.tensorrt)
+
+    def ask(bundle: Bundle) -> Backend:
+        ahead = int(settings.max_in_flight_mib * MIB) // (bundle.image.width_px * bundle.image.height_px * 3)
+        largest = settings.batch_size or settings.most_batch()
+        return SharedBackend(address, bundle, largest=largest, pool=min(settings.max_in_flight, ahead))
+
+    return ask
+
+
+def must_agree(backend: str) -> bool:
+    """Whether bundles share an engine only where it answers as each one's reference does.
+
+    A backend asked for by name is taken as it is, but for int8, which is calibrated on one bundle's images.
+    """
+    return backend in {"auto", *INT8_BACKENDS}
+
+
 @contextmanager
-def _attend(settings: Settings, loader: Loader, judge: EngineJudge, metrics: Metrics) -> Iterator[None]:
+def _attend(
+    settings: Settings, loader: Loader, judge: EngineJudge, metrics: Metrics, pipeline: Pipeline
+) -> Iterator[None]:
     """Reload what is replaced, and compare with the shadow, while the block runs."""
 
     def told(outcome: Outcome) -> None:
         metrics.count_reload(outcome)
         _show_routes(metrics, judge)
+        if judge.largest_batch is not None:
+            pipeline.use(settings.policy(judge.largest_batch))
 
-    reloader = Reloader(loader, judge, largest=settings.batch_size, told=told)
+    reloader = Reloader(loader, judge, largest=settings.batch_size, most=settings.most_batch(), told=told)
     with ExitStack() as stack:
         if settings.shadow is not None:
             judge.shadow = Shadow(metrics.count_shadow, metrics.count_shadow_left_out)
@@ -139,7 +168,7 @@ def serve(
     judge: Judge,
     *,
     on_ready: Callable[[Pipeline, str | None], None] | None = None,
-    beside: Callable[[Metrics], AbstractContextManager[None]] | None = None,
+    beside: Callable[[Metrics, Pipeline], AbstractContextManager[None]] | None = None,
     instruments: Instruments | None = None,
 ) -> None:
     """`run_consumer` with an engine that is open already.
@@ -148,7 +177,8 @@ def serve(
         settings: its bundle and backend are not looked at.
         judge: the engine.
         on_ready: called with the pipeline and the HTTP address, if any, before frames are fetched.
-        beside: entered once the engine is warm and left when the pipeline is done: what runs beside it, with metrics.
+        beside: entered once the engine is warm and left when the pipeline is done: what runs beside it, with metrics
+            and the pipeline.
         instruments: new ones, where the caller wants to see them too.
 
     Raises:
@@ -173,14 +203,14 @@ def serve(
             address = stack.enter_context(http).url
             log.info("metrics and health on %s", address)
         began_s = time.perf_counter()
-        judge.warm(settings.batch_size)
-        log.info("engine warm after %.2f s", time.perf_counter() - began_s)
-        if beside is not None:
-            stack.enter_context(beside(metrics))
+        largest = judge.warm(settings.batch_size, settings.most_batch())
+        log.info("engine warm after %.2f s, for batches of up to %d", time.perf_counter() - began_s, largest)
         ports = _kafka_ports(
             settings, judge, clock, metrics, health, cluster.identity(settings.frames_topic), embedded, stack
         )
-        pipeline = Pipeline(ports, settings.pace())
+        pipeline = Pipeline(ports, settings.pace(largest))
+        if beside is not None:
+            stack.enter_context(beside(metrics, pipeline))
         if on_ready is not None:
             on_ready(pipeline, address)
         log.info("judging %r as group %r with %s", settings.frames_topic, settings.group, _told(judge.routes()))
@@ -212,6 +242,7 @@ def _kafka_ports(
         topic=settings.frames_topic,
         clock=clock,
         session_timeout_s=settings.session_s(embedded=embedded),
+        fetch_wait_s=EMBEDDED_FETCH_WAIT_S if embedded else FETCH_WAIT_S,
     )
     stack.callback(source.close, 1.0)
     sink: KafkaSink | TransactionalSink
@@ -346,7 +377,7 @@ def on_signals(numbers: Sequence[signal.Signals], call: Callable[[], None]) -> I
 class JsonLines(logging.Formatter):
     """One JSON object per event."""
 
-    def __init__(self, worker: int | None = None) -> None:
+    def __init__(self, worker: int | str | None = None) -> None:
         """Name the worker in each, where there are several."""
         super().__init__()
         self._always: dict[str, Any] = {} if worker is None else {"worker": worker}
@@ -365,10 +396,10 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | None = None) -> None:
+def log_to_stderr(log_format: Literal["text", "json"], *, worker: int | str | None = None) -> None:
     """Events to standard error. The Kafka client's own are left out: it repeats itself while a broker is away."""
     handler = logging.StreamHandler(sys.stderr)
-    who = "" if worker is None else f"worker {worker} "
+    who = "" if worker is None else f"{worker} " if worker == ENGINE else f"worker {worker} "
     plain = logging.Formatter(f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
     handler.setFormatter(JsonLines(worker) if log_format == "json" else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

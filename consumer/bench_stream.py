@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from consumer import bench_latency
 from consumer.bench_jobs import COMMAND, SPEC
 from consumer.broker import EmbeddedBroker, is_embedded
 from consumer.children import bound_command
@@ -45,6 +46,7 @@ from engine.streams import cores
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from consumer.bench_latency import Latency
     from engine.bundle import Bundle
     from engine.laps import Laps
 
@@ -63,6 +65,9 @@ SETTLED = 0.6
 IDLE_EXIT_S = 1.0
 RUN_S = 180.0
 SAMPLE_S = 0.05
+
+KEEPS_UP = 0.9
+"""Of the plain loop's rate: at more than that its latency says only how long the run was."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,18 +80,20 @@ class Plan:
         rounds: runs of each contestant.
         partitions: of the topic.
         workers: of our consumer.
-        batch_size: of ours.
+        batch_size: of ours; None: as it measures by itself.
         backend: what computes.
         alone_s: of each measurement of decoding and inference alone.
+        latency_s: of arrivals in each latency run; 0: latency is left out.
     """
 
     frames: int = 4000
     rounds: int = 3
     partitions: int = 4
     workers: int = 2
-    batch_size: int = 32
+    batch_size: int | None = None
     backend: str = "auto"
     alone_s: float = 1.0
+    latency_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +172,56 @@ def bench_stream(
                 verdicts = f"verdicts-bench-{mark}-{name}-{done}"
                 _make(cluster, frames, verdicts, plan.partitions)
                 runs[name].append(_run(contestants[name](frames, verdicts), cluster, verdicts, plan.frames, folder))
-        return _result(plan, cluster, alone, lone, runs, load)
+        latency = _latency(plan, cluster, folder, payloads, runs, mark, tick) if plan.latency_s else []
+        return _result(plan, cluster, alone, lone, runs, load) | {"latency": bench_latency.keys(latency)}
+
+
+def _latency(
+    plan: Plan,
+    cluster: Cluster,
+    folder: Path,
+    payloads: Sequence[bytes],
+    runs: Mapping[str, Sequence[Run]],
+    mark: str,
+    tick: Callable[[str, int, int], None],
+) -> list[tuple[str, float, dict[str, list[Latency | None]]]]:
+    """How long verdicts take, at two loads that follow from the rates found: see `bench_latency.keys`."""
+    plain_per_s, ours_per_s = (statistics.median(run.per_s for run in runs[name]) for name in ("plain_cpu", "ours_cpu"))
+    (folder / "payloads").mkdir()
+    for number, payload in enumerate(payloads):
+        (folder / "payloads" / f"{number:03}.jpg").write_bytes(payload)
+    commands = _contestants(plan, cluster, folder, idle_exit_s=bench_latency.JOIN_S)
+    names = {"plain": ("plain_cpu", 0), "at_least_once": ("ours_cpu", plan.workers)}
+    if "ours_cpu_exactly_once" in commands:
+        names["exactly_once"] = ("ours_cpu_exactly_once", plan.workers)
+    rng = np.random.default_rng(3)
+    loads: list[tuple[str, float, dict[str, list[Latency | None]]]] = []
+    for load, per_s in (("half of the plain loop's rate", plain_per_s / 2), ("0.8 of our rate", ours_per_s * 0.8)):
+        found: dict[str, list[Latency | None]] = {
+            name: [] for name in names if name != "plain" or per_s < KEEPS_UP * plain_per_s
+        }
+        for done in range(plan.rounds):
+            due_s = bench_latency.arrivals(per_s, bench_latency.LEAD_S + plan.latency_s, rng)
+            order = list(found)
+            first = done % len(order)
+            for name in order[first:] + order[:first]:
+                tick(f"latency {name}", done, plan.rounds)
+                command, workers = names[name]
+                frames = f"frames-latency-{mark}-{len(loads)}-{name}-{done}"
+                verdicts = f"verdicts-latency-{mark}-{len(loads)}-{name}-{done}"
+                _make(cluster, frames, verdicts, plan.partitions)
+                place = bench_latency.Place(
+                    cluster.bootstrap_servers,
+                    cluster.client,
+                    frames,
+                    verdicts,
+                    plan.partitions,
+                    folder / "payloads",
+                    folder,
+                )
+                found[name].append(bench_latency.run(commands[command](frames, verdicts), place, due_s, workers))
+        loads.append((load, per_s, found))
+    return loads
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -235,7 +291,9 @@ def _decode_on(payloads: Sequence[bytes], threads: int, seconds: float) -> int:
     return sum(done)
 
 
-def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callable[[str, str], list[str]]]:
+def _contestants(
+    plan: Plan, cluster: Cluster, folder: Path, idle_exit_s: float = IDLE_EXIT_S
+) -> dict[str, Callable[[str, str], list[str]]]:
     """Name -> the command line that judges one topic's frames into another's verdicts."""
     bundle = str(folder / "bundle")
 
@@ -248,7 +306,7 @@ def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callab
             "group": verdicts,
             "frames": frames,
             "verdicts": verdicts,
-            "idle_exit_s": IDLE_EXIT_S,
+            "idle_exit_s": idle_exit_s,
         }
         return [*COMMAND, "plain", json.dumps(job)]
 
@@ -262,7 +320,7 @@ def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callab
             "batch_size": plan.batch_size,
             "delivery": "at-least-once",
             "http_port": None,
-            "idle_exit_s": IDLE_EXIT_S,
+            "idle_exit_s": idle_exit_s,
             "workers": workers,
             "log_format": "json",
         }
@@ -276,13 +334,14 @@ def _contestants(plan: Plan, cluster: Cluster, folder: Path) -> dict[str, Callab
             "group": verdicts,
             "frames-topic": frames,
             "verdicts-topic": verdicts,
-            "batch-size": plan.batch_size,
             "delivery": delivery,
             "http-port": -1,
-            "idle-exit-s": IDLE_EXIT_S,
+            "idle-exit-s": idle_exit_s,
             "workers": workers,
             "log-format": "json",
         }
+        if plan.batch_size is not None:
+            options["batch-size"] = plan.batch_size
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         if cluster.client:
             file = folder / "client.properties"
@@ -469,7 +528,6 @@ def _result(
             "null": round(statistics.median(c - n for c, n in zip(costs("ours_null"), need_null, strict=True)), 1),
         },
         "exactly_once_throughput_ratio": ratio(rates(exactly), rates("ours_cpu")) if exactly in runs else None,
-        "latency": {"p99_ratio": {"at_least_once": None, "exactly_once": None}, "exactly_once_added_ms": None},
     }
 
 

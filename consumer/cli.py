@@ -64,8 +64,18 @@ _CLIENT = click.option(
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to read frames from.")
 @click.option("--verdicts-topic", default="verdicts", metavar="NAME", help="Topic to publish verdicts to.")
 @click.option("--dead-topic", default="frames.dead", metavar="NAME", help="Topic for records of unjudgeable frames.")
-@click.option("--batch-size", default=8, metavar="FRAMES", help="Frames in the largest batch.")
-@click.option("--batch-age-ms", default=5.0, metavar="MS", help="Longest wait for a fuller batch, milliseconds.")
+@click.option(
+    "--batch-size",
+    type=int,
+    metavar="FRAMES",
+    help="Frames in the largest batch. Default: as many as pay, by what the engine's batches are measured to cost.",
+)
+@click.option(
+    "--batch-age-ms",
+    type=float,
+    metavar="MS",
+    help="How long an idle engine waits for a fuller batch, milliseconds. Default: not at all.",
+)
 @click.option("--station-cap", type=int, metavar="FRAMES", help="Of one station in a contested batch. Default: half.")
 @click.option("--decode-threads", type=int, metavar="N", help="Threads that decode. Default: the cores, at most 8.")
 @click.option("--max-in-flight", default=256, metavar="FRAMES", help="Frames fetched and not yet answered, at most.")
@@ -92,8 +102,14 @@ _CLIENT = click.option(
     "--workers",
     type=int,
     metavar="N",
-    help="Whole consumers in processes of their own, each with the settings here. Default: on a CPU one per core, at "
-    "most one per partition; on a GPU 1.",
+    help="Whole consumers in processes of their own, each with the settings here. Default: one per core, at most one "
+    "per partition.",
+)
+@click.option(
+    "--engine-process",
+    type=click.Choice(["shared", "own"]),
+    help="Of several workers: one engine that they share, in a process of its own, or each its own. Default: shared "
+    "where a GPU computes, else own.",
 )
 @click.option("--drain-s", default=20.0, metavar="S", help="On SIGTERM: seconds to answer what is in hand.")
 @click.option(

@@ -15,6 +15,7 @@ from consumer.errors import SettingsError
 from consumer.pipeline import Pace
 from engine.batcher import BatchPolicy
 from engine.locations import shown
+from engine.specs import BatchProfile
 from engine.streams import cores, sharing
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ LARGEST_PORT = 65_535
 
 EMBEDDED_SESSION_S = 6.0
 """On the embedded broker a group forms in half of this."""
+
+EMBEDDED_FETCH_WAIT_S = 0.01
+"""The embedded broker does not answer when a frame comes but when it looks again: asked to wait 500 ms at most it takes
+129 ms, 100 ms 26, 20 ms 7, 10 ms 5, medians of 4 partitions."""
 
 SESSION_S = 10.0
 """How long a dead member keeps its partitions on Apache Kafka; its own default of 45 s leaves a line waiting."""
@@ -88,8 +93,9 @@ class Settings:
         bootstrap_servers: host:port, comma-separated.
         group: the consumer group; its committed positions say where to go on.
         frames_topic, verdicts_topic, dead_topic: names of the topics.
-        batch_size: frames in the largest batch.
-        batch_age_ms: how long the oldest decoded frame waits for company.
+        batch_size: frames in the largest batch; None: as many as are worth it by what the engine's batches cost,
+            measured at the start.
+        batch_age_ms: how long the oldest decoded frame waits for company where the engine is idle; None: not at all.
         station_cap: frames of one station in a batch while others wait; None: half the batch.
         decode_threads: threads that decode; None: the cores, at most 8.
         max_in_flight: frames between fetching and the broker's answer.
@@ -108,6 +114,9 @@ class Settings:
         deadline_s: how old a frame may be when it is judged; an older one is answered `none`, `late`. None: any age.
         workers: whole consumers in processes of their own, each with batches, threads and limits as above; None: as
             many as suit the machine.
+        engine_process: `shared`: one engine for all workers, in a process of its own; `own`: one in each worker. None:
+            shared where a GPU computes.
+        engine_address: of the shared engine; for workers, by whoever starts them.
     """
 
     bundle: str | None = None
@@ -120,8 +129,8 @@ class Settings:
     frames_topic: str = "frames"
     verdicts_topic: str = "verdicts"
     dead_topic: str = "frames.dead"
-    batch_size: int = 8
-    batch_age_ms: float = 5.0
+    batch_size: int | None = None
+    batch_age_ms: float | None = None
     station_cap: int | None = None
     decode_threads: int | None = None
     max_in_flight: int = 256
@@ -139,6 +148,8 @@ class Settings:
     idle_exit_s: float | None = None
     deadline_s: float | None = None
     workers: int | None = None
+    engine_process: Literal["shared", "own"] | None = None
+    engine_address: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is opened."""
@@ -150,7 +161,8 @@ class Settings:
         _at_least("--batch-age-ms", self.batch_age_ms, 0)
         _at_least("--station-cap", self.station_cap, 1)
         _at_least("--decode-threads", self.decode_threads, 1)
-        _at_least("--max-in-flight", self.max_in_flight, self.batch_size, "--batch-size, or no batch is ever full")
+        why = "--batch-size, or no batch is ever full"
+        _at_least("--max-in-flight", self.max_in_flight, self.batch_size or 1, why if self.batch_size else "")
         _at_least("--max-in-flight-mib", self.max_in_flight_mib, 1)
         _at_least("--drain-s", self.drain_s, 0)
         _at_least("--workers", self.workers, 1)
@@ -180,7 +192,7 @@ class Settings:
 
     def require_batch(self, largest: int, backend: str) -> None:
         """Raises SettingsError where the batches asked for are larger than the backend takes."""
-        if self.batch_size > largest:
+        if self.batch_size is not None and self.batch_size > largest:
             msg = f"--batch-size {self.batch_size} is too large for backend {backend}: expected at most {largest}"
             raise SettingsError(msg)
 
@@ -212,11 +224,24 @@ class Settings:
             return self.session_timeout_s
         return EMBEDDED_SESSION_S if embedded else SESSION_S
 
-    def pace(self) -> Pace:
-        """How the loop works."""
-        cap = self.station_cap if self.station_cap is not None else max(1, self.batch_size // 2)
+    def most_batch(self) -> int:
+        """Frames in the largest batch that can be full while another one is in the engine."""
+        return max(1, self.max_in_flight // 2)
+
+    def policy(self, largest: int) -> BatchPolicy:
+        """When a batch is taken, as told here, else by what the engine's batches cost: see `engine.batch_cost`.
+
+        Args:
+            largest: frames in the largest batch that is worth it to the engine.
+        """
+        size = self.batch_size if self.batch_size is not None else largest
+        cap = self.station_cap if self.station_cap is not None else max(1, size // 2)
+        return BatchPolicy(size, (self.batch_age_ms or 0.0) / 1000, cap)
+
+    def pace(self, largest: int = BatchProfile().best) -> Pace:
+        """How the loop works, with an engine to which batches of up to `largest` are worth it."""
         return Pace(
-            policy=BatchPolicy(self.batch_size, self.batch_age_ms / 1000, cap),
+            policy=self.policy(largest),
             limits=Limits(self.max_in_flight, int(self.max_in_flight_mib * MIB)),
             decode_threads=self.decode_threads or _decode_threads(),
             drain_s=self.drain_s,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
-import numpy as np
-
 from consumer.lanes import CLOSE_S
+from consumer.ports import Begun
 from consumer.shadow import Shown
 from engine.prediction import ScoredBatch
 from engine.preprocess import preprocess
@@ -17,9 +17,10 @@ from engine.preprocess import preprocess
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from consumer.lanes import Lane
+    from consumer.lanes import Computing, Lane
     from consumer.lineup import Lineup, Seat
     from consumer.ports import Decoded, Route
     from consumer.shadow import Shadow
@@ -34,6 +35,7 @@ class EngineJudge:
     """See `Judge`. A context manager: leaving it closes every engine.
 
     Attributes:
+        largest_batch: images in the largest batch that is worth taking now; None: not warm yet.
         shadow: what the candidate is shown to; None: the lineup's candidate, if any, is not asked.
     """
 
@@ -41,6 +43,8 @@ class EngineJudge:
         """Take the lineup over: it is closed here."""
         self._now = lineup
         self._swapping = threading.Lock()
+        self._out = 0
+        self.largest_batch: int | None = None
         self.shadow: Shadow | None = None
 
     @property
@@ -48,13 +52,18 @@ class EngineJudge:
         """Who judges the next frames."""
         return self._now
 
-    def swap(self, lineup: Lineup) -> None:
+    def swap(self, lineup: Lineup, largest_batch: int | None = None) -> None:
         """From the next frame on, this lineup judges. Frames that have a route keep it, and it its engine.
 
         From any thread. Takes the lineup over; the one before is closed.
+
+        Args:
+            lineup: warm.
+            largest_batch: what `Lineup.warm` said; None: as before.
         """
         with self._swapping:
             before, self._now = self._now, lineup
+            self.largest_batch = largest_batch or self.largest_batch
         before.close()
 
     def route(self, station: str) -> Route | None:
@@ -73,27 +82,70 @@ class EngineJudge:
         """See `Judge`."""
         return tuple(self._now.seats.values())
 
-    def warm(self, largest: int) -> None:
+    def warm(self, largest: int | None, most: int) -> int:
         """See `Judge`."""
-        self._now.warm(largest)
+        self.largest_batch = self._now.warm(largest, most)
+        return self.largest_batch
 
     def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:
         """See `Judge`."""
-        return preprocess(payload, route.image_spec)
+        return preprocess(payload, route.image_spec, cast("Seat", route).lane.frame())
 
-    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
+    @property
+    def ahead(self) -> int:
+        """See `Judge`."""
+        return min((lane.ahead for lane in self._now.lanes), default=1)
+
+    def begin(self, frames: Sequence[Decoded]) -> Begun:
         """See `Judge`. Frames of one engine go through it together, each under the heads of all of them."""
         shadow = self.shadow
+        began_s = time.perf_counter()
         if shadow is not None:
             shadow.engine_works()
         try:
-            scored, shown = _score(frames, shadowed=shadow is not None)
-        finally:
-            if shadow is not None:
-                shadow.engine_rests()
-        if shadow is not None:
-            shadow.show(shown)
-        return scored
+            shadowed = shadow is not None
+            parts = [_part(frames, *group, shadowed=shadowed) for group in _groups(frames, shadowed=shadowed)]
+        except BaseException:
+            self._rest(shadow)
+            raise
+        self._out += 1
+        return _Begun(frames, parts, shadow, began_s)
+
+    def wait(self, begun: Begun) -> None:
+        """See `Judge`."""
+        mine = cast("_Begun", begun)
+        if mine.waited_s is None:
+            for part in mine.parts:
+                part.computing.wait()
+            mine.waited_s = time.perf_counter()
+            self._out -= 1
+            self._rest(mine.shadow)
+
+    def finish(self, begun: Begun) -> ScoredBatch:
+        """See `Judge`. `inference_ms` is from `begin` to the end of `wait`, what it waited for others included."""
+        self.wait(begun)
+        mine = cast("_Begun", begun)
+        finish_s = time.perf_counter()
+        predictions: dict[int, Prediction] = {}
+        shown: list[Shown] = []
+        for part in mine.parts:
+            _predict(mine.frames, part, predictions, None if mine.shadow is None else shown)
+        if mine.shadow is not None:
+            mine.shadow.show(shown)
+        return ScoredBatch(
+            tuple(predictions[place] for place in range(len(mine.frames))),
+            (cast("float", mine.waited_s) - mine.began_s) * 1e3,
+            (time.perf_counter() - finish_s) * 1e3,
+        )
+
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
+        """See `Judge`."""
+        return self.finish(self.begin(frames))
+
+    def _rest(self, shadow: Shadow | None) -> None:
+        """Tell the shadow, where the engine has nothing to do."""
+        if shadow is not None and not self._out:
+            shadow.engine_rests()
 
     def close(self) -> None:
         """Close every engine of the lineup, whoever may need it still."""
@@ -113,29 +165,51 @@ class EngineJudge:
         self.close()
 
 
-def _score(frames: Sequence[Decoded], *, shadowed: bool) -> tuple[ScoredBatch, list[Shown]]:
-    """Predictions in the order of the frames, and what the candidate is to be shown."""
-    predictions: dict[int, Prediction] = {}
-    shown: list[Shown] = []
-    inference_ms = classify_ms = 0.0
-    for lane, places in _groups(frames, shadowed=shadowed):
-        began_s = time.perf_counter()
-        together = [frames[place] for place in places]
-        images = np.stack([frame.image for frame in together])  # (n, h, w, 3) uint8
-        heads = _columns([_seat(frame) for frame in together], shadowed=shadowed)
-        features = lane.infer(images, list(heads.values()))
-        inferred_s = time.perf_counter()
-        columns = {digest: column for column, digest in enumerate(heads)}
-        for row, (place, frame) in enumerate(zip(places, together, strict=True)):
-            seat = _seat(frame)
-            evidence = features.evidence[row : row + 1, columns[seat.model.digest]]
-            pooled = features.pooled[row : row + 1]
-            (predictions[place],) = seat.head.predict(images[row : row + 1], evidence, pooled)
-            if shadowed and seat.shadow is not None:
-                shown.append(_shown(frame, seat, seat.shadow, predictions[place], features, row, columns))
-        inference_ms += (inferred_s - began_s) * 1e3
-        classify_ms += (time.perf_counter() - inferred_s) * 1e3
-    return ScoredBatch(tuple(predictions[place] for place in range(len(frames))), inference_ms, classify_ms), shown
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """What of a batch one engine computes.
+
+    Attributes:
+        places: of its frames in the batch.
+        columns: of the heads, by their bundles' digests.
+    """
+
+    places: list[int]
+    columns: Mapping[str, int]
+    computing: Computing
+
+
+@dataclass(slots=True, eq=False)
+class _Begun(Begun):
+    """See `Begun`. Times of `time.perf_counter`."""
+
+    parts: list[_Part]
+    shadow: Shadow | None
+    began_s: float
+    waited_s: float | None = None
+
+
+def _part(frames: Sequence[Decoded], lane: Lane, places: list[int], *, shadowed: bool) -> _Part:
+    """Give an engine its part of a batch."""
+    together = [frames[place] for place in places]
+    images = [frame.image for frame in together]  # (h, w, 3) uint8 each
+    heads = _columns([_seat(frame) for frame in together], shadowed=shadowed)
+    columns = {digest: column for column, digest in enumerate(heads)}
+    return _Part(places, columns, lane.submit(images, list(heads.values())))
+
+
+def _predict(
+    frames: Sequence[Decoded], part: _Part, predictions: dict[int, Prediction], shown: list[Shown] | None
+) -> None:
+    """Predictions by the frames' places, and what the candidate is to be shown, where there is one."""
+    features = part.computing.features()
+    for row, place in enumerate(part.places):
+        frame, seat = frames[place], _seat(frames[place])
+        evidence = features.evidence[row : row + 1, part.columns[seat.model.digest]]
+        pooled = features.pooled[row : row + 1]
+        (predictions[place],) = seat.head.predict(frame.image[None], evidence, pooled)
+        if shown is not None and seat.shadow is not None:
+            shown.append(_shown(frame, seat, seat.shadow, predictions[place], features, row, part.columns))
 
 
 def _shown(
@@ -161,7 +235,7 @@ def _seat(frame: Decoded) -> Seat:
 
 
 def _groups(frames: Sequence[Decoded], *, shadowed: bool) -> list[tuple[Lane, list[int]]]:
-    """The frames' places by engine; more than one group of an engine only where it takes no more heads at once."""
+    """The frames' places by engine; more groups of an engine only where it takes no more heads, or images, at once."""
     groups: list[tuple[Lane, list[int]]] = []
     last: dict[Lane, int] = {}
     heads: dict[Lane, set[str]] = {}
@@ -169,7 +243,8 @@ def _groups(frames: Sequence[Decoded], *, shadowed: bool) -> list[tuple[Lane, li
         seat = _seat(frame)
         wanted = set(_columns([seat], shadowed=shadowed))
         together = heads.get(seat.lane, set()) | wanted
-        if seat.lane not in last or len(together) > seat.lane.most_heads:
+        full = seat.lane in last and len(groups[last[seat.lane]][1]) >= seat.lane.largest
+        if seat.lane not in last or full or len(together) > seat.lane.most_heads:
             last[seat.lane] = len(groups)
             groups.append((seat.lane, []))
             together = wanted

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 2
-"""One batch in the engine, and a full one behind it, so that it does not wait for this thread between two."""
+BATCHES_BEHIND = 1
+"""Full batches behind those that the engine has, so that it does not wait for this thread between two."""
 
 TOGETHER = 32
 """Verdicts that go out together at best: on their way through the client, 32 at once cost a third of four times 8."""
@@ -225,6 +225,10 @@ class Flow:
             log.warning("%d verdicts were given up and their frames are judged again: %s", self._given_up, why)
             self._given_up, self._given_up_at_s = 0, now_s
 
+    def use(self, policy: BatchPolicy) -> None:
+        """From the next batch on, take them by this policy."""
+        self._batcher.policy = policy
+
     def flush(self) -> None:
         """Nothing more will come: from now on batches are taken without waiting for company."""
         self._flushing = True
@@ -232,7 +236,7 @@ class Flow:
     def advance(self) -> None:
         """Hand the engine, and the sink, what is due now."""
         self._send_decided(self._clock.monotonic_s())
-        while self._batches < BATCHES_AHEAD:
+        while self._batches < self._judge.ahead + BATCHES_BEHIND:
             idle = self._batches == 0
             if not idle and not self._batcher.full:
                 return

@@ -1,7 +1,7 @@
 """The work on one frame: decoding, scoring in a batch, and the verdict. What goes wrong stays with its frame.
 
-`decode_slot` runs on the decoding threads, `score_slots` on the engine's, the rest on the loop's. A slot is handed
-from one to the next and belongs to one of them at a time, so it needs no lock.
+`decode_slot` runs on the decoding threads, `begin_slots`, `wait_batch` and `finish_batch` on the engine's, the rest on
+the loop's. A slot is handed from one to the next and belongs to one of them at a time, so it needs no lock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from consumer.events import Cause, DeadLetter, EngineRef, Frame, ModelRef, StageTimes, Verdict
 from consumer.ports import Decoded
 from consumer.tenure import Partition
-from engine.errors import FrameError
+from engine.errors import EngineGoneError, FrameError
 from engine.prediction import OperatingPoint
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from consumer.ports import Clock, Judge, Route
+    from consumer.ports import Begun, Clock, Judge, Route
     from engine.prediction import Prediction, ScoredBatch
 
 log = logging.getLogger(__name__)
@@ -124,16 +124,48 @@ def _route(slot: Slot) -> Route:
     return slot.route
 
 
-def score_slots(judge: Judge, slots: Sequence[Slot], clock: Clock) -> bool:
-    """Fill each slot's prediction, or its fault. Raises nothing.
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Slots on their way through the engine.
+
+    Attributes:
+        begun_s: when they were given to it, in monotonic seconds.
+        begun: what the judge gave for them, or what it raised.
+    """
+
+    slots: list[Slot]
+    begun_s: float
+    begun: Begun | Exception
+
+
+def begin_slots(judge: Judge, slots: list[Slot], clock: Clock) -> Batch:
+    """Give them to the engine. Raises nothing; `finish_batch` is to be called for it, whatever came of it."""
+    begun_s = clock.monotonic_s()
+    try:
+        return Batch(slots, begun_s, judge.begin(_frames(slots)))
+    except Exception as error:  # noqa: BLE001 - whatever an engine raises, `finish_batch` deals with it
+        return Batch(slots, begun_s, error)
+
+
+def wait_batch(judge: Judge, batch: Batch) -> None:
+    """Wait until the engine is done with it. Raises nothing."""
+    if not isinstance(batch.begun, Exception):
+        judge.wait(batch.begun)
+
+
+def finish_batch(judge: Judge, batch: Batch, clock: Clock) -> bool:
+    """Fill each slot's prediction, or its fault. Raises nothing but EngineGoneError, which is no frame's fault.
 
     A batch that fails is tried again frame by frame, so that one frame the engine cannot take costs only itself.
 
     Returns:
         Whether the batch went through whole.
     """
+    slots = batch.slots
     try:
-        _score(judge, slots, clock)
+        _mark(slots, _scored(judge, batch), batch.begun_s)
+    except EngineGoneError:
+        raise
     except Exception:  # whatever an engine raises, each of the frames still gets a verdict
         if len(slots) > 1:
             log.warning("the engine failed on a batch of %d; trying its frames one by one", len(slots), exc_info=True)
@@ -143,10 +175,27 @@ def score_slots(judge: Judge, slots: Sequence[Slot], clock: Clock) -> bool:
     return True
 
 
+def _scored(judge: Judge, batch: Batch) -> ScoredBatch:
+    """What the judge says; raises what it raised when the batch was begun."""
+    if isinstance(batch.begun, Exception):
+        raise batch.begun
+    return judge.finish(batch.begun)
+
+
+def score_slots(judge: Judge, slots: list[Slot], clock: Clock) -> bool:
+    """All three in one, for one batch at a time. Raises nothing; returns as `finish_batch`."""
+    batch = begin_slots(judge, slots, clock)
+    wait_batch(judge, batch)
+    return finish_batch(judge, batch, clock)
+
+
 def _score_alone(judge: Judge, slot: Slot, clock: Clock) -> None:
     """One frame's second and last chance."""
+    began_s = clock.monotonic_s()
     try:
-        _score(judge, [slot], clock)
+        _mark([slot], judge.score(_frames([slot])), began_s)
+    except EngineGoneError:
+        raise
     except Exception as error:  # the same reason as for the batch
         log.exception("the engine failed on a frame: station %r, frame %r", slot.station, slot.frame.frame_id)
         slot.fault = Fault("engine_error", f"{type(error).__name__}: {error}")
@@ -154,13 +203,15 @@ def _score_alone(judge: Judge, slot: Slot, clock: Clock) -> None:
     slot.image = None
 
 
-def _score(judge: Judge, slots: Sequence[Slot], clock: Clock) -> None:
-    """Score these frames together and mark them."""
-    frames = [
+def _frames(slots: Sequence[Slot]) -> list[Decoded]:
+    """As the judge takes them."""
+    return [
         Decoded(slot.station, _route(slot), slot.image, slot.frame.payload) for slot in slots if slot.image is not None
     ]
-    began_s = clock.monotonic_s()
-    scored = judge.score(frames)
+
+
+def _mark(slots: Sequence[Slot], scored: ScoredBatch, began_s: float) -> None:
+    """Give each its prediction, and let its image go."""
     _check(scored, len(slots))
     for slot, prediction in zip(slots, scored.predictions, strict=True):
         slot.score_began_s = began_s

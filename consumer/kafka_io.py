@@ -31,6 +31,7 @@ from consumer.delivery import Delivery
 from consumer.errors import BrokerError
 from consumer.events import Position
 from consumer.kafka_client import close_producer, idempotent_producer, plain_producer, refused, send
+from consumer.kafka_transport import read_in_large_pieces
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
 from consumer.topics import MAX_MESSAGE_BYTES
@@ -55,6 +56,9 @@ FETCH_BYTES = 2 * MAX_MESSAGE_BYTES
 PARTITION_FETCH_BYTES = 2 * 1024 * 1024
 """A partition's share of an answer. Small, so that a backlog in one does not keep the others waiting; a larger frame
 passes all the same, since a broker sends at least one batch (KIP-74)."""
+
+FETCH_WAIT_S = 0.1
+"""Apache Kafka answers as soon as a frame is there, so this only spares it and us idle questions."""
 
 DELIVERY_S = 24 * 3600.0
 """How long a verdict is tried: a broker that is away is waited for, with fetching held back by the budget, and nothing
@@ -141,7 +145,14 @@ class KafkaSource:
     """
 
     def __init__(
-        self, connection: Connection, *, group: str, topic: str, clock: Clock, session_timeout_s: float = 10.0
+        self,
+        connection: Connection,
+        *,
+        group: str,
+        topic: str,
+        clock: Clock,
+        session_timeout_s: float = 10.0,
+        fetch_wait_s: float = FETCH_WAIT_S,
     ) -> None:
         """Join the group with the first polls. The topic must be there: the client would create a missing one.
 
@@ -151,6 +162,7 @@ class KafkaSource:
             topic: where frames are.
             clock: stamps what is fetched.
             session_timeout_s: how long a dead member keeps its partitions.
+            fetch_wait_s: how long the broker may hold an answer back while there is no frame.
 
         Raises:
             BrokerError: the cluster cannot be reached, or refuses us.
@@ -164,6 +176,7 @@ class KafkaSource:
         self._answering = True
         self._closed = False
         session_ms = int(session_timeout_s * 1000)
+        read_in_large_pieces()
         try:
             self._consumer = KafkaConsumer(
                 **connection.common(),
@@ -176,7 +189,7 @@ class KafkaSource:
                 session_timeout_ms=session_ms,
                 heartbeat_interval_ms=min(3_000, session_ms // 6),
                 max_poll_interval_ms=max(60_000, session_ms),
-                fetch_max_wait_ms=100,
+                fetch_max_wait_ms=int(fetch_wait_s * 1000),
                 fetch_max_bytes=FETCH_BYTES,
                 max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
                 receive_message_max_bytes=4 * FETCH_BYTES,

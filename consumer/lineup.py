@@ -106,10 +106,26 @@ class Lineup:
             (rule, seat.model, None if seat.shadow is None else seat.shadow.model) for rule, seat in self.seats.items()
         ]
 
-    def warm(self, largest: int, *, gently: bool = False) -> None:
-        """Compute once in every size of batch, on every lane that has not. As `Lane.warm`."""
+    def warm(self, largest: int | None, most: int, *, gently: bool = False) -> int:
+        """Compute once in every size of batch that will be scored, on every lane that has not.
+
+        Args:
+            largest: images in the largest batch; None: what is worth taking, as measured. Then one policy serves all
+                lanes: the largest that one of them finds worth it, as far as all of them take it, since a batch may be
+                of one lane's frames alone.
+            most: with None, the largest that may be wanted.
+            gently: as in `Lane.warm`.
+
+        Returns:
+            Images in the largest batch.
+        """
+        if largest is None:
+            bound = min((most, *(lane.largest for lane in self.lanes)))
+            worth = (lane.measure(most, gently=gently).worth for lane in self.lanes)
+            largest = min(bound, max(worth, default=1))
         for lane in self.lanes:
             lane.warm(largest, gently=gently)
+        return largest
 
     def close(self) -> None:
         """Need the lanes no more."""
@@ -127,7 +143,7 @@ class Loader:
         bundle: str | None = None,
         routing: Path | None = None,
         shadow: str | None = None,
-        largest: int,
+        largest: int | None,
         must_agree: bool = True,
         cache: BundleCache | None = None,
     ) -> None:
@@ -138,7 +154,7 @@ class Loader:
             bundle: location of the one for all stations that no route matches.
             routing: the file with the routes.
             shadow: location of the candidate.
-            largest: images in the largest batch that will be scored.
+            largest: images in the largest batch that an engine has to take; None: whatever it takes will do.
             must_agree: a bundle shares an engine that was opened for another one only where it answers as this
                 bundle's reference does. To be left out where the engine was asked for by name.
             cache: keeps what is fetched from URLs; None: a URL is refused.
@@ -254,7 +270,7 @@ class Loader:
                 return lane
         lane = Lane(bundle.head.featurizer, self._open_backend(bundle))
         held.append(lane)
-        if lane.largest < self._largest:
+        if self._largest is not None and lane.largest < self._largest:
             msg = (
                 f"--batch-size {self._largest} is too large for backend {lane.engine.backend}: expected at most "
                 f"{lane.largest}"

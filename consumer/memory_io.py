@@ -14,9 +14,10 @@ from consumer.claims import Claim
 from consumer.delivery import Delivery
 from consumer.errors import BrokerError, GivenUpError
 from consumer.events import EngineRef, ModelRef
-from consumer.ports import Fetched, Route, TenureChange
+from consumer.ports import Begun, Fetched, Route, TenureChange
 from consumer.tenure import Partition
 from engine.prediction import OperatingPoint, Prediction, ScoredBatch
+from engine.specs import BatchProfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -416,6 +417,7 @@ class BrightnessJudge:
 
     model = ModelRef("brightness", "1", "sha256:" + "0" * 64, "mean")
     engine = EngineRef("null", "none", "uint8")
+    ahead = 1
 
     def __init__(self, image_spec: ImageSpec, decode: Callable[[bytes], NDArray[np.uint8]]) -> None:
         """Decode as given.
@@ -443,12 +445,24 @@ class BrightnessJudge:
         """See `Judge`."""
         return (self._route,)
 
-    def warm(self, largest: int) -> None:
-        """See `Judge`. Nothing here is slower the first time."""
+    def warm(self, largest: int | None, most: int) -> int:
+        """See `Judge`. Nothing here is slower the first time, or in company."""
+        return largest or min(most, BatchProfile().best)
 
     def decode(self, payload: bytes, route: Route) -> NDArray[np.uint8]:  # noqa: ARG002 - there is one
         """See `Judge`."""
         return self._decode(payload)
+
+    def begin(self, frames: Sequence[Decoded]) -> Begun:
+        """See `Judge`. All the work is left to `finish`."""
+        return Begun(frames)
+
+    def wait(self, begun: Begun) -> None:
+        """See `Judge`."""
+
+    def finish(self, begun: Begun) -> ScoredBatch:
+        """See `Judge`."""
+        return self.score(begun.frames)
 
     def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
 
     from consumer.events import EngineRef, Frame, ModelRef, StageTimes, Verdict
+    from engine.shared_featurizer import Computed
 
 MAX_STATIONS = 256
 """Stations with a label of their own; all further ones share `other`, so that a bad key cannot fill a Prometheus."""
@@ -286,7 +287,7 @@ class Metrics:
         )
         self.batch_inference_seconds = Histogram(
             "framegate_batch_inference_seconds",
-            "Seconds the network took for a whole batch.",
+            "Seconds from giving a batch to the engine until it was done. Where two are there at a time they overlap.",
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
@@ -381,9 +382,64 @@ class SupervisorMetrics:
         for number in range(workers):
             self.restarts.labels(str(number))
 
-    def count_restart(self, worker: int) -> None:
+    def count_engine(self) -> None:
+        """There is a shared engine too: begin its series at 0."""
+        self.restarts.labels("engine")
+
+    def count_restart(self, worker: int | str) -> None:
         """Count one worker that is started again."""
         self.restarts.labels(str(worker)).inc()
+
+
+class EngineMetrics:
+    """What an engine that several workers share tells of its own batches, in which theirs travel together."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Declare everything in `registry`."""
+        self.frames = Histogram(
+            "framegate_engine_batch_frames",
+            "Frames in a batch of the shared engine.",
+            buckets=BATCH_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.fill = Histogram(
+            "framegate_engine_batch_fill_ratio",
+            "Share of the largest batch's places that were taken.",
+            buckets=FILL_BUCKETS,
+            registry=registry,
+        )
+        self.requests = Histogram(
+            "framegate_engine_batch_requests",
+            "Workers' batches that travelled in one of the shared engine's.",
+            buckets=BATCH_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "framegate_engine_batch_seconds",
+            "Seconds from handing a batch to the device until its numbers were there.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.failures = Counter(
+            "framegate_engine_batch_failures",
+            "Batches of the shared engine that failed; the requests in them were tried alone.",
+            registry=registry,
+        )
+        self.featurizers = Gauge(
+            "framegate_engine_featurizers",
+            "Featurizers that workers have open in the shared engine.",
+            registry=registry,
+        )
+
+    def observe(self, computed: Computed) -> None:
+        """Count one batch."""
+        if computed.failed:
+            self.failures.inc()
+            return
+        self.frames.observe(computed.images)
+        self.fill.observe(computed.images / computed.largest)
+        self.requests.observe(computed.requests)
+        self.seconds.observe(computed.seconds)
 
 
 def metric_docs() -> list[MetricDoc]:
@@ -396,7 +452,12 @@ def supervisor_metric_docs() -> list[MetricDoc]:
     return _docs(SupervisorMetrics(CollectorRegistry(), 1))
 
 
-def _docs(container: Metrics | SupervisorMetrics) -> list[MetricDoc]:
+def engine_metric_docs() -> list[MetricDoc]:
+    """The same of what is there only where workers share an engine, with `worker="engine"`."""
+    return _docs(EngineMetrics(CollectorRegistry()))
+
+
+def _docs(container: Metrics | SupervisorMetrics | EngineMetrics) -> list[MetricDoc]:
     """What a container declares."""
     declared: list[MetricWrapperBase] = [
         value for value in vars(container).values() if isinstance(value, (Counter, Gauge, Histogram))

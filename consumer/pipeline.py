@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from consumer.budget import Budget, Limits
 from consumer.crew import Crew
+from consumer.engine_thread import EngineThread
 from consumer.errors import BrokerError
 from consumer.fetching import Fetcher
 from consumer.flow import Flow
-from consumer.judging import Slot, decode_slot, score_slots
+from consumer.judging import Slot, decode_slot
 from consumer.lateness import Lateness
 from engine.errors import InputError, WorkError
 
@@ -134,13 +135,18 @@ class Pipeline:
             broken=self._on_broken,
         )
         self._decoders: Crew[Slot] | None = None
-        self._engine: Crew[list[Slot]] | None = None
+        self._engine: EngineThread | None = None
         self._last_frame_s = 0.0
+        self._idle = False
 
     def stop(self) -> None:
         """Once: fetch no more, answer what is in hand, commit, leave the group. Twice: give up at once."""
         self._signals += 1
         self._inbox.put(_nothing)
+
+    def use(self, policy: BatchPolicy) -> None:
+        """From the next batch on, take them by this policy. From any thread: an engine may have been replaced."""
+        self._inbox.put(partial(self.flow.use, policy))
 
     def run(self) -> None:
         """Judge frames until `stop`, an idle exit, or a failure.
@@ -152,7 +158,7 @@ class Pipeline:
         """
         self._last_frame_s = self._ports.clock.monotonic_s()
         self._decoders = Crew("decode", self._pace.decode_threads, self._decode, self._on_broken)
-        self._engine = Crew("engine", 1, self._score, self._on_broken)
+        self._engine = EngineThread(self._ports.judge, self._ports.clock, self._on_scored, self._on_broken)
         self._fetcher.start()
         close_s = LAST_WORDS_S
         try:
@@ -198,8 +204,10 @@ class Pipeline:
         if idle_s is None:
             return False
         now_s = self._ports.clock.monotonic_s()
-        if not (self.flow.empty and self._fetcher.ready):
-            # Nothing can come before the group has formed, or while the broker is away: that is not idleness.
+        # Nothing can come before the group has formed, or while the broker is away: that is not idleness. Nor is a turn
+        # that took long and answered the last frame in hand: room for the next ones is there only since then.
+        was_idle, self._idle = self._idle, self.flow.empty and self._fetcher.ready
+        if not (was_idle and self._idle):
             self._last_frame_s = now_s
         return now_s - self._last_frame_s >= idle_s
 
@@ -248,9 +256,8 @@ class Pipeline:
         decode_slot(self._ports.judge, slot, self._ports.clock)
         self._inbox.put(partial(self.flow.decoded, slot))
 
-    def _score(self, slots: list[Slot]) -> None:
+    def _on_scored(self, slots: list[Slot], whole: bool) -> None:
         """On the engine's thread."""
-        whole = score_slots(self._ports.judge, slots, self._ports.clock)
         self._inbox.put(partial(self.flow.scored, slots, whole=whole))
 
     def _when_delivered(self, delivery: Delivery, publication: Publication) -> None:

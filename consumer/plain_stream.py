@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from consumer.topics import MAX_MESSAGE_BYTES, consumer_limits, producer_limits
+from consumer.wire import frame_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +47,7 @@ def plain_loop(
     Returns:
         Frames that were answered.
     """
+    cv2.setNumThreads(-1)  # what OpenCV does by itself, and our own decoding turns off
     consumer = KafkaConsumer(
         frames,
         bootstrap_servers=bootstrap_servers,
@@ -94,7 +97,7 @@ def preload(
         sent = []
         for number in range(frames):
             partition = number % partitions
-            key = f"station-{partition}-{number // partitions % 4}".encode()
+            key = station_of(number, partitions).encode()
             sent.append(producer.send(topic, payloads[number % len(payloads)], key=key, partition=partition))
             if len(sent) >= 200:  # noqa: PLR2004 - the client itself bounds nothing
                 sent.pop(0).get(READ_S)
@@ -102,6 +105,123 @@ def preload(
             future.get(READ_S)
     finally:
         producer.close(timeout=5)
+
+
+def station_of(number: int, partitions: int) -> str:
+    """Whose a bench's frame is: four stations to a partition, which stands in the name."""
+    return f"station-{number % partitions}-{number // partitions % 4}"
+
+
+def send_on_time(
+    bootstrap_servers: str,
+    topic: str,
+    payloads: Sequence[bytes],
+    due_s: Sequence[float],
+    *,
+    partitions: int,
+    client: Mapping[str, Any],
+) -> list[tuple[int, int, float, float]]:
+    """Send each frame when it is due, whatever became of those before; a late sender does not move what is due.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        topic: where to.
+        payloads: in turn.
+        due_s: of each frame, rising, on this machine's monotonic clock. That is its capture time too.
+        partitions: of the topic, in turn.
+        client: further settings of the Kafka client.
+
+    Returns:
+        Of each frame (partition, offset, when it was due, when it was handed over).
+    """
+    producer = KafkaProducer(
+        bootstrap_servers=bootstrap_servers, metrics_enabled=False, acks=1, **producer_limits(), **client
+    )
+    try:
+        producer.partitions_for(topic)
+        epoch_s = time.time() - time.monotonic()
+        sent = []
+        for number, at_s in enumerate(due_s):
+            record = frame_record(
+                station=station_of(number, partitions),
+                payload=payloads[number % len(payloads)],
+                frame_id=str(number),
+                captured_at_s=epoch_s + at_s,
+            )
+            time.sleep(max(0.0, at_s - time.monotonic()))
+            future = producer.send(
+                topic,
+                record.value,
+                key=record.key,
+                headers=record.headers,
+                partition=number % partitions,
+                timestamp_ms=round((epoch_s + at_s) * 1000),
+            )
+            sent.append((at_s, time.monotonic(), future))
+        stored = [(at_s, handed_s, future.get(READ_S)) for at_s, handed_s, future in sent]
+        return [(place.partition, place.offset, at_s, handed_s) for at_s, handed_s, place in stored]
+    finally:
+        producer.close(timeout=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verdict as a reader of committed records got it.
+
+    Attributes:
+        partition, offset: of its frame.
+        at_s: when it was in the reader's hands, on this machine's monotonic clock.
+        stages_ms: where our own say that the time went.
+    """
+
+    partition: int
+    offset: int
+    at_s: float
+    stages_ms: Mapping[str, float | None]
+
+
+READER_WAIT_MS = 10
+"""The embedded broker takes a part of that to notice a verdict; Apache Kafka notices at once."""
+
+
+class AnswerReader:
+    """Reads verdicts as they come: ours and the plain loop's. A context manager."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, client: Mapping[str, Any]) -> None:
+        """Begin at the oldest."""
+        self._reader = KafkaConsumer(
+            bootstrap_servers=bootstrap_servers,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=READER_WAIT_MS,
+            metrics_enabled=False,
+            **consumer_limits(MAX_MESSAGE_BYTES),
+            **client,
+        )
+        self._reader.assign(
+            [TopicPartition(topic, number) for number in self._reader.partitions_for_topic(topic) or ()]
+        )
+
+    def poll(self, timeout_s: float) -> list[Answer]:
+        """What has come, waiting up to `timeout_s` for the first."""
+        batches = self._reader.poll(timeout_ms=int(timeout_s * 1e3))
+        at_s = time.monotonic()
+        answers = []
+        for records in batches.values():
+            for record in records:
+                said = json.loads(record.value)
+                offset = said["source"]["offset"] if "source" in said else said["offset"]
+                partition = int(said["station"].split("-")[1])
+                answers.append(Answer(partition, offset, at_s, said.get("latency_ms", {})))
+        return answers
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave."""
+        self._reader.close()
 
 
 def answer_times(bootstrap_servers: str, topic: str, answers: int, client: Mapping[str, Any]) -> list[float]:

@@ -214,14 +214,34 @@ class Decoded:
     payload: bytes
 
 
+@dataclass(slots=True, eq=False)
+class Begun:
+    """A batch that the engine was given. Whoever begins it may make it of a kind of its own.
+
+    Attributes:
+        frames: its images, which stay as they are until it is over.
+    """
+
+    frames: Sequence[Decoded]
+
+
 class Judge(Protocol):
     """Pixels in, predictions out. The engine behind it may be shared with others, or another process.
 
     Promised: an image's prediction does not depend on what else is in its batch; a route can be used for as long as it
     is not given back, whatever else is loaded or retired meanwhile. Not promised: that the frames of one station all
     take one route; any order between `decode` calls, which come from several threads at once. `route` and `release`
-    are called from one thread, `score` from one thread.
+    are called from one thread, `begin`, `wait`, `finish` and `score` from one thread.
+
+    Attributes:
+        ahead: batches that the engine is to be given at a time. 1: the next when it is done with the one before. May
+            change between two calls.
     """
+
+    @property
+    def ahead(self) -> int:
+        """See above."""
+        ...
 
     def route(self, station: str) -> Route | None:
         """Who judges this station's next frame; None: nobody. Cheap. To be given back with `release`, once per call."""
@@ -235,10 +255,17 @@ class Judge(Protocol):
         """Every route that a frame could take now. They are only to be looked at."""
         ...
 
-    def warm(self, largest: int) -> None:
-        """Compute once in every size of batch up to `largest`: the first of a size can take far longer than the next.
+    def warm(self, largest: int | None, most: int) -> int:
+        """Compute once in every size of batch that will be scored: the first can take far longer than the next.
 
         Called before the first `score`.
+
+        Args:
+            largest: images in the largest batch; None: whatever is worth taking, as the engine's times tell.
+            most: with None, the largest that may be wanted.
+
+        Returns:
+            Images in the largest batch: `largest` where it is given.
         """
         ...
 
@@ -250,12 +277,33 @@ class Judge(Protocol):
         """
         ...
 
-    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
-        """One prediction per frame, in order, each by its own route; they may have images of several sizes.
+    def begin(self, frames: Sequence[Decoded]) -> Begun:
+        """Give the engine a batch: each frame by its own route; they may have images of several sizes.
+
+        Returns without waiting for it where the engine computes beside us. Up to `ahead` batches may be with it at a
+        time: given and not waited for.
 
         Raises:
-            Exception: anything; the frames are then tried one by one.
+            EngineGoneError: the engine is away for too long; the run ends, and the frames are judged after the next
+                start.
+            Exception: anything else; the frames are then tried one by one.
         """
+        ...
+
+    def wait(self, begun: Begun) -> None:
+        """Return when the engine is done with it, the oldest first. Raises nothing: `finish` tells how it went."""
+        ...
+
+    def finish(self, begun: Begun) -> ScoredBatch:
+        """One prediction per frame, in order. Once for each that was begun, after `wait`; others may be begun before.
+
+        Raises:
+            Exception: anything; the frames are then tried one by one. It costs the other batches nothing.
+        """
+        ...
+
+    def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
+        """`begin`, `wait` and `finish` in one, also while batches are with the engine. Raises as they do."""
         ...
 
 

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal
 
 from engine.errors import FramegateError
+from engine.specs import LARGEST_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,8 @@ class Reloader:
         loader: Loader,
         judge: EngineJudge,
         *,
-        largest: int,
+        largest: int | None,
+        most: int = LARGEST_BATCH,
         told: Callable[[Outcome], None],
         settle: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -50,13 +52,15 @@ class Reloader:
         Args:
             loader: loaded it.
             judge: gets the new one.
-            largest: images in the largest batch: a new engine is warm up to it before it judges.
+            largest: images in the largest batch: a new engine is warm up to it before it judges. None: what its own
+                times tell.
+            most: with None, the largest that may be wanted.
             told: called after each attempt.
             settle: waits between two looks at something that may be under way.
         """
         self._loader = loader
         self._judge = judge
-        self._largest = largest
+        self._largest, self._most = largest, most
         self._told = told
         self._settle = settle
         self._tried = judge.lineup.look
@@ -127,7 +131,7 @@ class Reloader:
         try:
             lineup = self._loader.load(before, look)
             try:
-                lineup.warm(self._largest, gently=True)
+                largest = lineup.warm(self._largest, self._most, gently=True)
             except BaseException:
                 lineup.close()
                 raise
@@ -138,7 +142,7 @@ class Reloader:
             log.exception("reload failed, and the models of before go on")
             return "refused"
         unchanged = lineup.judges_as(before)
-        self._judge.swap(lineup)
+        self._judge.swap(lineup, largest)
         if unchanged:
             return "unchanged"
         models = ", ".join(

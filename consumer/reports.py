@@ -96,15 +96,15 @@ class WorkerMetrics(Collector):
     def __init__(self) -> None:
         """Begin with no worker."""
         self._lock = Lock()
-        self._now: dict[int, dict[str, Family]] = {}
-        self._before: dict[int, dict[str, Family]] = {}
+        self._now: dict[int | str, dict[str, Family]] = {}
+        self._before: dict[int | str, dict[str, Family]] = {}
 
-    def update(self, worker: int, families: dict[str, Family]) -> None:
+    def update(self, worker: int | str, families: dict[str, Family]) -> None:
         """What this worker holds now."""
         with self._lock:
             self._now[worker] = families
 
-    def ended(self, worker: int) -> None:
+    def ended(self, worker: int | str) -> None:
         """Its process is gone: what it counted stays, what it measured goes."""
         with self._lock:
             counted = self._of(worker)
@@ -114,7 +114,8 @@ class WorkerMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """Each metric once, with the samples of all workers."""
         with self._lock:
-            workers = {worker: self._of(worker) for worker in sorted(self._now.keys() | self._before.keys())}
+            known = sorted(self._now.keys() | self._before.keys(), key=lambda worker: (isinstance(worker, str), worker))
+            workers = {worker: self._of(worker) for worker in known}
         metrics: dict[str, Metric] = {}
         for worker, families in workers.items():
             for family in families.values():
@@ -123,7 +124,7 @@ class WorkerMetrics(Collector):
                     metric.add_sample(name, {**dict(labels), WORKER: str(worker)}, value)
         return metrics.values()
 
-    def _of(self, worker: int) -> dict[str, Family]:
+    def _of(self, worker: int | str) -> dict[str, Family]:
         """What a worker shows: its predecessors' counts and its own."""
         families = dict(self._before.get(worker, {}))
         for name, family in self._now.get(worker, {}).items():

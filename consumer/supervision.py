@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,36 @@ class Patience:
     stop_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A process that all workers need: started before them, and ended after them.
+
+    Attributes:
+        name: in the log; `label`: in the metrics.
+        command: what runs in it.
+        given: what it gets on its standard input.
+        fds: descriptors that it inherits.
+    """
+
+    name: str
+    label: str
+    command: Sequence[str]
+    given: bytes
+    fds: tuple[int, ...] = ()
+
+
 class _Worker:
     """One place: its process, and what is known of it."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(
+        self, name: str, label: int | str, command: Sequence[str], given: Callable[[], bytes], fds: tuple[int, ...] = ()
+    ) -> None:
+        self.name = name
+        self.label = label
+        self.command = [*command]
+        self.given = given
+        self.fds = fds
+        self.stopping = False
         self.process: subprocess.Popen[bytes] | None = None
         self.began_s = 0.0
         self.heard_s = 0.0
@@ -103,8 +129,9 @@ class Supervisor:
         health: Health,
         patience: Patience | None = None,
         may_end: bool = False,
-        restarted: Callable[[int], None] = lambda _: None,
+        restarted: Callable[[int | str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        beside: Beside | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -118,9 +145,8 @@ class Supervisor:
             may_end: a worker that ends with 0 by itself is done; else it is started again.
             restarted: told of each worker that is started again.
             clock: monotonic seconds.
+            beside: what all workers need; while one of them runs, it is started again whenever it dies.
         """
-        self._command = [*command]
-        self._given = given
         self._metrics = metrics
         self._health = health
         self._patience = patience or Patience()
@@ -128,14 +154,20 @@ class Supervisor:
         self._restarted = restarted
         self._clock = clock
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._workers = [_Worker(index) for index in range(number)]
+        self._workers = [_Worker(f"worker {index}", index, command, partial(given, index)) for index in range(number)]
+        self._beside = (
+            None
+            if beside is None
+            else _Worker(beside.name, beside.label, beside.command, lambda: beside.given, beside.fds)
+        )
+        self._all = [*([] if self._beside is None else [self._beside]), *self._workers]
         self._stopping = False
         self._kill_at_s = float("inf")
         self._failure: InputError | WorkError | None = None
 
     def pids(self) -> list[int]:
         """Ids of the processes that run now."""
-        return [worker.process.pid for worker in self._workers if worker.process is not None]
+        return [worker.process.pid for worker in self._all if worker.process is not None]
 
     def stop(self) -> None:
         """Pass one request to stop on. From a signal handler or any thread; a second one asks to give up at once."""
@@ -154,10 +186,11 @@ class Supervisor:
         """
         try:
             with _passed_on({signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.look}):
-                for worker in self._workers:
+                for worker in self._all:
                     self._start(worker)
                 while not all(worker.over for worker in self._workers):
                     self._turn()
+                self._stop_beside()
         finally:
             self._health.set_ready(ready=False, reason="stopped")
             self._kill_all()
@@ -171,40 +204,41 @@ class Supervisor:
             while True:
                 self._events.get_nowait()()
         now_s = self._clock()
-        for worker in self._workers:
+        for worker in self._all:
             if worker.again_at_s is not None and now_s >= worker.again_at_s:
                 worker.again_at_s = None
-                self._restarted(worker.number)
+                self._restarted(worker.label)
                 self._start(worker)
-            elif worker.process is not None and not self._stopping:
+            elif worker.process is not None and not worker.stopping:
                 self._see_to(worker, worker.process, now_s)
         if now_s >= self._kill_at_s:
             self._kill_late()
         self._health.beat(now_s)
-        not_ready = [f"worker {worker.number} {worker.ready[1]}" for worker in self._workers if not worker.ready[0]]
+        not_ready = [f"{worker.name} {worker.ready[1]}" for worker in self._all if not worker.ready[0]]
         self._health.set_ready(not not_ready, "; ".join(not_ready))
 
     def _rest_s(self) -> float:
         """How long nothing is due."""
-        due_s = [worker.again_at_s for worker in self._workers if worker.again_at_s is not None]
+        due_s = [worker.again_at_s for worker in self._all if worker.again_at_s is not None]
         return max(0.0, min([TURN_S, *(at_s - self._clock() for at_s in (*due_s, self._kill_at_s))]))
 
     def _start(self, worker: _Worker) -> None:
         """Start its process, and a thread that listens to it."""
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            bound_command(self._command),
+            bound_command(worker.command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=worker.fds,
             start_new_session=True,  # a Ctrl-C in the terminal reaches the supervisor alone, which passes it on once
         )
         worker.process, worker.report, worker.was_ready = process, None, False
         worker.began_s = worker.heard_s = self._clock()
         if process.stdin is not None:
             with suppress(BrokenPipeError):  # it is dead already; its status tells
-                process.stdin.write(self._given(worker.number))
+                process.stdin.write(worker.given())
                 process.stdin.flush()
-        log.info("worker %d started as process %d", worker.number, process.pid)
-        listen = threading.Thread(target=self._listen, args=(worker, process), name=f"worker-{worker.number}")
+        log.info("%s started as process %d", worker.name, process.pid)
+        listen = threading.Thread(target=self._listen, args=(worker, process), name=worker.name)
         listen.daemon = True
         listen.start()
 
@@ -215,9 +249,9 @@ class Supervisor:
                 try:
                     report = Report.from_line(line)
                 except (ValueError, TypeError, KeyError, IndexError):
-                    log.warning("worker %d reported nonsense: %.100r", worker.number, line)
+                    log.warning("%s reported nonsense: %.100r", worker.name, line)
                     continue
-                self._metrics.update(worker.number, report.families)
+                self._metrics.update(worker.label, report.families)
                 worker.report, worker.heard_s = report, self._clock()
         process.wait()
         self._events.put(lambda: self._ended(worker, process))
@@ -236,7 +270,7 @@ class Supervisor:
         elif worker.was_ready and silent_s > limit_s:
             why = f"silent for {silent_s:.0f} s"
         if why is not None:
-            log.error("worker %d hangs and is killed: %s", worker.number, why)
+            log.error("%s hangs and is killed: %s", worker.name, why)
             process.kill()
 
     def _ended(self, worker: _Worker, process: subprocess.Popen[bytes]) -> None:
@@ -244,19 +278,19 @@ class Supervisor:
         status = process.returncode
         report = worker.report
         worker.process, worker.report = None, None
-        self._metrics.ended(worker.number)
+        self._metrics.ended(worker.label)
         _close(process)
         how = _told(status, report)
-        if self._stopping:
+        if worker.stopping:
             # Told to stop before it had begun to listen for that, it had nothing in hand.
             if status not in {0, -signal.SIGTERM} and self._failure is None:
-                self._failure = WorkError(f"worker {worker.number} did not stop in order: {how}")
+                self._failure = WorkError(f"{worker.name} did not stop in order: {how}")
             return
-        if status == 0 and self._may_end:
-            log.info("worker %d is done", worker.number)
+        if status == 0 and self._may_end and worker is not self._beside:
+            log.info("%s is done", worker.name)
             return
         if status == InputError.exit_code:
-            self._give_up(InputError(f"worker {worker.number} cannot start: {how}"))
+            self._give_up(InputError(f"{worker.name} cannot start: {how}"))
             return
         now_s = self._clock()
         patience = self._patience
@@ -264,14 +298,14 @@ class Supervisor:
         if worker.deaths >= patience.deaths:
             self._give_up(
                 WorkError(
-                    f"worker {worker.number} died {worker.deaths} times, each time within {patience.steady_s:g} s of "
+                    f"{worker.name} died {worker.deaths} times, each time within {patience.steady_s:g} s of "
                     f"its start: the last time {how}"
                 )
             )
             return
         rest_s = min(patience.longest_rest_s, patience.rest_s * 2 ** (worker.deaths - 1))
         worker.again_at_s = now_s + rest_s
-        log.error("worker %d died: %s; it is started again in %.1f s", worker.number, how, rest_s)
+        log.error("%s died: %s; it is started again in %.1f s", worker.name, how, rest_s)
 
     def _give_up(self, failure: InputError | WorkError) -> None:
         """End the others in order."""
@@ -282,13 +316,23 @@ class Supervisor:
     def _stop(self) -> None:
         """Pass it on; a worker that waits to be started again is not."""
         if not self._stopping:
-            log.info("stopping %d workers", len(self.pids()))
+            log.info("stopping %d workers", sum(worker.process is not None for worker in self._workers))
             self._kill_at_s = self._clock() + self._patience.stop_s
         self._stopping = True
         for worker in self._workers:
-            worker.again_at_s = None
+            worker.stopping, worker.again_at_s = True, None
             if worker.process is not None:
                 worker.process.terminate()
+
+    def _stop_beside(self) -> None:
+        """No worker is left: what they needed ends last."""
+        if self._beside is not None:
+            self._kill_at_s = self._clock() + self._patience.stop_s
+            self._beside.stopping, self._beside.again_at_s = True, None
+            if self._beside.process is not None:
+                self._beside.process.terminate()
+            while not self._beside.over:
+                self._turn()
 
     def _look(self) -> None:
         """One that is still starting reads the newest there is anyway, and would die of the signal."""
@@ -299,14 +343,14 @@ class Supervisor:
     def _kill_late(self) -> None:
         """The time to stop in is over."""
         self._kill_at_s = float("inf")
-        for worker in self._workers:
-            if worker.process is not None:
-                log.error("worker %d has not ended within %g s: killed", worker.number, self._patience.stop_s)
+        for worker in self._all:
+            if worker.process is not None and worker.stopping:
+                log.error("%s has not ended within %g s: killed", worker.name, self._patience.stop_s)
                 worker.process.kill()
 
     def _kill_all(self) -> None:
         """Leave nobody behind, whatever ended the supervisor."""
-        for worker in self._workers:
+        for worker in self._all:
             if worker.process is not None:
                 worker.process.kill()
                 with suppress(subprocess.TimeoutExpired):

@@ -13,6 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from urllib.parse import quote, quote_from_bytes
 
@@ -45,6 +46,7 @@ MAX_NAME_CHARS = 256
 MAX_ERROR_CHARS = 2_000
 """How much of an error's text a dead letter carries."""
 
+_MICROSECONDS = 1_000_000
 _MAX_TIME_BYTES = 64
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _READABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -182,8 +184,17 @@ def verdict_id(cluster_id: str, topic_id: str, partition: int, offset: int) -> s
 
     The same frame judged again, by whatever model, has the same id: that is how readers drop repeated verdicts.
     """
-    place = json.dumps([cluster_id, topic_id, partition, offset], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(place.encode()).hexdigest()[:32]
+    place = _topic_hash(cluster_id, topic_id).copy()
+    place.update(b"%d,%d]" % (partition, offset))
+    digest: str = place.hexdigest()
+    return digest[:32]
+
+
+@lru_cache(maxsize=8)
+def _topic_hash(cluster_id: str, topic_id: str) -> Any:
+    """SHA-256 of what the places of one topic have in common: compact JSON, `["cluster","topic",`."""
+    topic = json.dumps([cluster_id, topic_id], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(f"{topic[:-1]},".encode())
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
@@ -315,7 +326,18 @@ def parse_verdict(value: bytes | None) -> dict[str, Any]:
 
 def rfc3339(epoch_s: float) -> str:
     """Epoch seconds as RFC 3339 in UTC with microseconds, for example `2026-03-01T06:00:00.250000Z`."""
-    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    fraction, whole = math.modf(epoch_s)
+    microseconds = round(fraction * 1e6)
+    if not 0 <= microseconds < _MICROSECONDS:  # before 1970, or rounded up to the next second
+        carry, microseconds = divmod(microseconds, _MICROSECONDS)
+        whole += carry
+    return f"{_second(int(whole))}.{microseconds:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(epoch_s: int) -> str:
+    """A whole second in UTC: the verdicts of a moment share few of them."""
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
 
 
 def _capture_time(

@@ -36,11 +36,11 @@ SILENT_AT_MOST_S = 10.0
 """But not less often than this: a supervisor takes one that is silent for a minute for one that hangs, and kills it."""
 
 
-def instructions(number: int, workers: int, settings: Settings) -> bytes:
+def instructions(number: int | str, workers: int, settings: Settings) -> bytes:
     """What a worker is given on its standard input.
 
     Args:
-        number: which worker it is.
+        number: which worker it is; what is no worker has a name.
         workers: how many share the cores.
         settings: its own. Pickled, so that they arrive as they were checked; on a pipe, since they may hold secrets,
             which a command line or an environment would show.
@@ -81,7 +81,7 @@ def _own_output() -> FileIO:
 
 
 def _work(
-    number: int,
+    number: int | str,
     settings: Settings,
     given: FileIO,
     out: FileIO,
@@ -101,7 +101,7 @@ def _work(
         _report(instruments, out, str(error))
         return error.exit_code
     except Exception as error:  # a fault of the program's own: the supervisor tells it and starts another
-        logging.getLogger(__name__).exception("worker %d failed unexpectedly", number)
+        logging.getLogger(__name__).exception("worker %s failed unexpectedly", number)
         _report(instruments, out, f"{type(error).__name__}: {error}")
         return 1
     return 0

@@ -175,6 +175,28 @@ def check_batch(
         raise HeadError(msg)
 
 
+def check_frames(
+    inputs: tuple[TensorSpec, ...],
+    frames: Sequence[np.ndarray],
+    weights: np.ndarray,
+    biases: np.ndarray,
+    *,
+    largest: int,
+) -> None:
+    """`check_batch` for frames that do not lie in one array, uint8 (h, w, 3) each."""
+    shape = inputs[0].shape[1:]
+    for frame in frames:
+        if frame.shape != shape or frame.dtype != np.uint8:
+            check_images(frame[None], inputs[0])
+    if not 0 < len(frames) <= largest:
+        msg = (
+            f"batch has {len(frames)} images: expected 1 to {largest}, the largest this backend is prepared for; send "
+            "smaller batches or open it with a larger profile"
+        )
+        raise BatchError(msg)
+    check_batch(inputs, frames[0][None], weights, biases)
+
+
 def check_images(images: np.ndarray, spec: TensorSpec) -> None:
     """Refuse images that the graph does not take. Raises BatchError."""
     shape = tuple(images.shape)

@@ -53,6 +53,7 @@ class ModelledBackend:
         cost: BatchCost,
         *,
         profile: BatchProfile | None = None,
+        blank: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -63,6 +64,7 @@ class ModelledBackend:
             pooled_size: length of the pooled vector.
             cost: what a batch takes.
             profile: the batches to accept.
+            blank: answer with zeros, which costs this machine next to nothing, as with a device of its own.
             clock: monotonic seconds; with `sleep`, what a simulation puts its virtual clock in for.
             sleep: waits for so many seconds.
         """
@@ -70,7 +72,7 @@ class ModelledBackend:
         self.inputs = inputs
         self.profile = profile or BatchProfile(1, 32, LARGEST_BATCH)
         self.cost = cost
-        self._pooled_size = pooled_size
+        self._pooled_size, self._blank = pooled_size, blank
         self._clock, self._sleep = clock, sleep
         self._slots = Slots()
         self._out: dict[int, tuple[float, Features]] = {}
@@ -107,6 +109,9 @@ class ModelledBackend:
         """Mean colours of the grid's cells stand for the taps: each head sees them through its first three weights."""
         n, height, width, colours = images.shape
         rows, columns = height // _GRID_STRIDE_PX, width // _GRID_STRIDE_PX
+        if self._blank:
+            zeros = np.zeros((n, rows, columns, len(biases)), np.float32) if locations else None
+            return Features(np.zeros((n, len(biases)), np.float32), np.zeros((n, self._pooled_size), np.float32), zeros)
         cells = images.reshape(n, rows, _GRID_STRIDE_PX, columns, _GRID_STRIDE_PX, colours)
         means = cells.mean((2, 4), dtype=np.float32) / np.float32(127.5) - 1
         # One head at a time: no head's sums depend on another's.

@@ -14,7 +14,9 @@ import weakref
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, cast
 
-from engine.backend import Features, Slots, Ticket, check_batch, in_groups
+import numpy as np
+
+from engine.backend import Features, Slots, Ticket, check_batch, check_frames, in_groups
 from engine.cuda import DeviceMemoryError
 from engine.errors import DeviceError, HeadError
 from engine.graph import ServingShapes, is_quantized, read_graph
@@ -27,9 +29,7 @@ from engine.tensorrt_plans import Plans
 from engine.tensorrt_session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
+    from collections.abc import Callable, Mapping, Sequence
 
     from engine.cuda import Device
     from engine.tensorrt_build import BuildStep
@@ -51,6 +51,8 @@ class TensorRTBackend:
     """
 
     name = "tensorrt"
+    takes_frames = True
+    """`submit` also takes frames that lie apart, and copies each once, into page-locked memory."""
 
     def __init__(
         self,
@@ -101,9 +103,19 @@ class TensorRTBackend:
         """See `Backend.infer`."""
         return self.collect(self.submit(images, weights, biases, locations=locations))
 
-    def submit(self, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool = False) -> Ticket:
-        """See `Backend.submit`. At most `options.most_heads` heads."""
-        check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
+    def submit(
+        self,
+        images: np.ndarray | Sequence[np.ndarray],
+        weights: np.ndarray,
+        biases: np.ndarray,
+        *,
+        locations: bool = False,
+    ) -> Ticket:
+        """See `Backend.submit`. At most `options.most_heads` heads. `images` may also be frames, (h, w, 3) each."""
+        if isinstance(images, np.ndarray):
+            check_batch(self.inputs, images, weights, biases, largest=self.profile.largest)
+        else:
+            check_frames(self.inputs, images, weights, biases, largest=self.profile.largest)
         if weights.shape[1] > self.most_heads:
             msg = (
                 f"batch has {weights.shape[1]} heads: expected at most {self.most_heads}, as the plan was built for; "
@@ -164,7 +176,15 @@ class _Work:
         self._device: Device | None = None
         self._session: Session | None = None
 
-    def begin(self, slot: int, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool) -> None:
+    def begin(
+        self,
+        slot: int,
+        images: np.ndarray | Sequence[np.ndarray],
+        weights: np.ndarray,
+        biases: np.ndarray,
+        *,
+        locations: bool,
+    ) -> None:
         self._opened().begin(slot, images, weights, biases, locations=locations)
 
     def finish(self, slot: int, heads: int) -> Features:

@@ -61,7 +61,8 @@ class MicroBatcher(Generic[T]):
     """Frames that wait for the engine, in the order they were added.
 
     Belongs to one thread. Holds what it is given until `take` hands it out; it never drops, copies or inspects a frame
-    beyond its station. How many may wait is the caller's bound, not this class's.
+    beyond its station. How many may wait is the caller's bound, not this class's. `policy` may be replaced between two
+    calls.
     """
 
     def __init__(self, policy: BatchPolicy) -> None:

@@ -106,10 +106,37 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
             f"bundle {out} exists already: expected a new path; a bundle is never changed in place, give another --out"
         )
         raise BundleError(msg)
+    written, files = _sealed(bundle, report or {})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write_zip(out, files) if out.suffix == ".zip" else _write_folder(out, files)
+    except OSError as error:
+        msg = f"bundle {out} cannot be written: {error.strerror or error}; nothing was left behind"
+        raise BundleError(msg) from error
+    return written
+
+
+def pack_bundle(bundle: Bundle) -> bytes:
+    """A bundle as one zip in memory, without its report: for another process to open. Raises as `write_bundle`."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in _sealed(bundle, {})[1].items():
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+def unpack_bundle(data: bytes) -> Bundle:
+    """The opposite of `pack_bundle`, checked as any bundle is. Raises as `open_bundle`."""
+    where = f"of {len(data)} bytes from another process"
+    return _checked(where, _read_zip(io.BytesIO(data), where), None)
+
+
+def _sealed(bundle: Bundle, report: Mapping[str, bytes]) -> tuple[Bundle, dict[str, bytes]]:
+    """The bundle as it will be read, and all its files, the manifest among them."""
     if not _NAME.fullmatch(bundle.name):
         msg = f"bundle name {bundle.name!r} is not usable: expected letters, digits, '.', '_' and '-', at most 100"
         raise BundleError(msg)
-    files = _files(bundle, report or {})
+    files = _files(bundle, report)
     decides = _decides(bundle, files)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -123,13 +150,7 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
     written = _construct(manifest, files, manifest["digest"])  # what could not be opened again is not written
     sealed = {**manifest, "manifest_sha256": _canonical_sha256(manifest)}
     files[MANIFEST] = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write_zip(out, files) if out.suffix == ".zip" else _write_folder(out, files)
-    except OSError as error:
-        msg = f"bundle {out} cannot be written: {error.strerror or error}; nothing was left behind"
-        raise BundleError(msg) from error
-    return written
+    return written, files
 
 
 def open_bundle(location: str | Path, *, at: Path | None = None) -> Bundle:
@@ -148,7 +169,11 @@ def open_bundle(location: str | Path, *, at: Path | None = None) -> Bundle:
         raise BundleError(msg)
     place = Path(where) if at is None else at
     where = shown(where)
-    files = _read_zip(place, where) if place.is_file() else _read_folder(place, where)
+    return _checked(where, _read_zip(place, where) if place.is_file() else _read_folder(place, where), pinned)
+
+
+def _checked(where: str, files: Mapping[str, bytes], pinned: str | None) -> Bundle:
+    """The bundle that these files are, every byte of them looked at. Raises as `open_bundle`."""
     manifest = _manifest(where, files)
     _check_files(where, files, manifest)
     digest = _canonical_sha256(manifest["decides"])
@@ -346,9 +371,9 @@ def _read_folder(folder: Path, where: str) -> dict[str, bytes]:
         raise BundleError(msg) from error
 
 
-def _read_zip(path: Path, where: str) -> dict[str, bytes]:
+def _read_zip(file: Path | io.BytesIO, where: str) -> dict[str, bytes]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             files = {}
             for info in archive.infolist():
                 name = PurePosixPath(info.filename)

@@ -47,6 +47,10 @@ class DeviceError(WorkError):
     """The device cannot be used or failed: no GPU, no driver, a driver too old, out of memory."""
 
 
+class EngineGoneError(WorkError):
+    """The engine's process is away for too long: no frame's fault. What was not answered is to be judged again."""
+
+
 class PlanError(WorkError):
     """A plan that cannot be built, or does not load even after it was rebuilt."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from engine.errors import FrameError
@@ -29,7 +29,9 @@ _MAX_PARTS = 100_000
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
-_JPEG_SOI, _JPEG_EOI, _JPEG_SOS = 0xD8, 0xD9, 0xDA
+_JPEG_SOI, _JPEG_EOI, _JPEG_SOS, _JPEG_APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_EXIF_MARK = b"Exif\0\0"
+_TIFF_PLAIN, _ORIENTATION, _ORIENTATIONS = 42, 274, range(1, 9)
 
 _PNG_IHDR_BYTES = 13
 
@@ -62,6 +64,7 @@ class ImageHeader:
         buffer_pixels: the largest area a decoder allocates: the image's, or one tile's where that is larger.
         sixteen_bit: a TIFF whose samples must be read as 16 bits and cut to 8 here: libtiff's own way to 8 bits rounds
             colours and scrambles grey tiles at the right edge.
+        orientation: EXIF's, of a JPEG: 1 to 8, what a decoder turns it upright by. 1 where there is none.
         patch: what must be changed so that OpenCV keeps ImageSpec's words: the mark of an animation, or of an alpha
             channel by which libtiff would multiply the colours.
     """
@@ -72,6 +75,7 @@ class ImageHeader:
     buffer_pixels: int
     sixteen_bit: bool = False
     patch: Patch | None = None
+    orientation: int = 1
 
 
 def read_header(payload: bytes | bytearray | memoryview) -> ImageHeader:
@@ -118,6 +122,7 @@ def _header(name: Format, sizes: list[tuple[int, int]]) -> ImageHeader:
 def _jpeg(data: memoryview) -> ImageHeader:
     """ITU-T T.81, annex B. Segments up to the first scan; what lies inside one (a thumbnail in EXIF) is skipped."""
     sizes: list[tuple[int, int]] = []
+    orientation: int | None = None
     position = 2
     for _ in range(_MAX_PARTS):
         found = _JPEG_MARKER.search(data, position)
@@ -125,7 +130,7 @@ def _jpeg(data: memoryview) -> ImageHeader:
             _refuse("JPEG has no scan", "a frame header and a scan")
         marker, position = data[found.end() - 1], found.end()
         if marker == _JPEG_SOS and sizes:
-            return _header("JPEG", sizes)
+            return replace(_header("JPEG", sizes), orientation=orientation or 1)
         if marker in {_JPEG_SOI, _JPEG_EOI, _JPEG_SOS}:
             _refuse("JPEG has no frame header before its first scan", "a frame header and a scan")
         if marker in _JPEG_BARE:
@@ -133,8 +138,29 @@ def _jpeg(data: memoryview) -> ImageHeader:
         if marker in _JPEG_FRAMES:
             height_px, width_px = struct.unpack_from(">HH", data, position + 3)
             sizes.append((width_px, height_px))
-        position += struct.unpack_from(">H", data, position)[0]
+        end = position + struct.unpack_from(">H", data, position)[0]
+        if marker == _JPEG_APP1 and orientation is None:
+            orientation = _exif_orientation(data[position + 2 : end])
+        position = end
     _refuse(f"JPEG has more than {_MAX_PARTS} segments before its first scan", "fewer")
+
+
+def _exif_orientation(segment: memoryview) -> int | None:
+    """The tag in an APP1 segment's first directory, read as leniently as OpenCV does; None: it says nothing."""
+    if bytes(segment[: len(_EXIF_MARK)]) != _EXIF_MARK:
+        return None
+    tiff = segment[len(_EXIF_MARK) :]
+    order = "<" if bytes(tiff[:2]) == b"II" else ">"
+    try:
+        mark, directory = struct.unpack_from(f"{order}HI", tiff, 2)
+        (count,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * count if mark == _TIFF_PLAIN else 0, 12):
+            if struct.unpack_from(f"{order}H", tiff, entry)[0] == _ORIENTATION:
+                (turn,) = struct.unpack_from(f"{order}H", tiff, entry + 8)
+                return turn if turn in _ORIENTATIONS else 1
+    except struct.error:  # cut off: OpenCV looks no further into it either
+        return None
+    return None
 
 
 def _png(data: memoryview) -> ImageHeader:

@@ -39,7 +39,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """One prediction per image, in the order given, and what the batch cost."""
+    """One prediction per image, in the order given, and what the batch cost.
+
+    Attributes:
+        inference_ms: from giving it to the engine until that was done with it. Where two batches are with the engine at
+            a time, the second's includes what it waited for the first: the times of batches overlap.
+        classify_ms: of making the predictions.
+    """
 
     predictions: tuple[Prediction, ...]
     inference_ms: float

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.errors import FrameError, InputError
 from engine.image_header import ImageHeader, read_header
+from engine.reduction import reduction
 
 if TYPE_CHECKING:
     from engine.specs import ImageSpec
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 # A broken frame is told of by its FrameError. OpenCV's own log would say it again, a few lines per frame, without
 # the station. (libpng and libjpeg write a line to stderr by themselves; OpenCV offers no way to stop them.)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+# Images are decoded side by side, by whoever calls. OpenCV's own threads would share one image's resize between them,
+# which gains nothing at this size and cost 6 % more processor time.
+cv2.setNumThreads(1)
+
+# IMREAD_REDUCED_COLOR_2 and its like ask for BGR, which cannot be asked for together with RGB; their grey siblings are
+# the same without it.
+_RGB_REDUCED = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
 
 _DECODED = frozenset({"JPEG", "PNG", "BMP", "WebP", "TIFF"})
 
@@ -29,6 +43,9 @@ def preprocess(
 ) -> np.ndarray:
     """Encoded image -> the network's input: `decode`, then `to_input`.
 
+    A JPEG that `engine.reduction` reduces is decoded smaller, where OpenCV makes of it what its header lets expect;
+    any other image is decoded whole. What is refused does not depend on it.
+
     Returns:
         uint8 (spec.height_px, spec.width_px, 3) RGB; `out` where it was given.
 
@@ -36,11 +53,17 @@ def preprocess(
         FrameError: see `decode`.
         InputError: see `to_input`.
     """
-    return to_input(decode(payload, spec), spec, out)
+    data, header = _admitted(payload, spec)
+    smaller = reduction(header, spec)
+    if smaller is not None:
+        image = _imdecode(data, header, smaller.factor)
+        if image is not None and image.shape[:2] == (smaller.height_px, smaller.width_px):
+            return _stretched(image, smaller.box, spec, out)
+    return to_input(_whole(data, header), spec, out)
 
 
 def decode(payload: bytes | bytearray | memoryview | None, spec: ImageSpec) -> np.ndarray:
-    """Encoded image -> the whole image, upright.
+    """Encoded image -> the whole image, upright, in all its pixels.
 
     EXIF orientation is applied and alpha dropped, not blended. Of 16-bit samples the high byte is kept; only planar
     16-bit RGB in a TIFF is rounded by libtiff, which differs by 1 at most. Of an animated PNG the still image is
@@ -57,9 +80,19 @@ def decode(payload: bytes | bytearray | memoryview | None, spec: ImageSpec) -> n
         FrameError: `oversize`: more bytes than max_bytes, or a header with more pixels than max_pixels;
             `undecodable`: null, empty, not an image, broken, or of another format.
     """
+    return _whole(*_admitted(payload, spec))
+
+
+def _admitted(payload: object, spec: ImageSpec) -> tuple[memoryview, ImageHeader]:
+    """The payload within its limits, and what its header says. Raises FrameError."""
     data = _checked_bytes(payload, spec)
     header = read_header(data)
     _check_header(header, spec)
+    return data, header
+
+
+def _whole(data: memoryview, header: ImageHeader) -> np.ndarray:
+    """All pixels, as many as the header says. Raises FrameError."""
     image = _imdecode(data, header)
     declared = (header.height_px, header.width_px)
     if image is None or image.shape[:2] not in {declared, declared[::-1]}:  # EXIF may have swapped the sides
@@ -90,13 +123,20 @@ def to_input(image: np.ndarray, spec: ImageSpec, out: np.ndarray | None = None) 
         InputError: `image` or `out` is of another shape, dtype or layout.
     """
     _check_image(image)
+    return _stretched(image, spec.region.pixels(image.shape[1], image.shape[0]), spec, out)
+
+
+def _stretched(
+    image: np.ndarray, box: tuple[int, int, int, int], spec: ImageSpec, out: np.ndarray | None
+) -> np.ndarray:
+    """The pixels in (x0, y0, x1, y1) as the network's input. Raises InputError where `out` is none."""
     shape = (spec.height_px, spec.width_px, 3)
     if out is None:
         out = np.empty(shape, np.uint8)
     elif out.shape != shape or out.dtype != np.uint8 or not (out.flags.c_contiguous and out.flags.writeable):
         msg = f"output array is {out.dtype} {out.shape}: expected uint8 {shape}, C-contiguous and writeable"
         raise InputError(msg)
-    x0, y0, x1, y1 = spec.region.pixels(image.shape[1], image.shape[0])
+    x0, y0, x1, y1 = box
     region = image[y0:y1, x0:x1]
     shrunk = (min(x1 - x0, spec.width_px), min(y1 - y0, spec.height_px))
     size = (spec.width_px, spec.height_px)
@@ -145,12 +185,12 @@ def _check_header(header: ImageHeader, spec: ImageSpec) -> None:
         raise FrameError(cause="undecodable", message=msg)
 
 
-def _imdecode(data: memoryview, header: ImageHeader) -> np.ndarray | None:
-    """uint8 (h, w, 3) RGB, or None where OpenCV refuses."""
+def _imdecode(data: memoryview, header: ImageHeader, factor: int = 1) -> np.ndarray | None:
+    """uint8 (h, w, 3) RGB, or None where OpenCV refuses; a JPEG reduced by `factor`."""
     if header.patch is not None:
         patch = header.patch
         data = memoryview(b"".join((data[: patch.start], patch.replacement, data[patch.end :])))
-    flags = cv2.IMREAD_COLOR_RGB
+    flags = _RGB_REDUCED[factor]
     if header.sixteen_bit:
         # Asked for RGB at 16 bits, OpenCV 5.0 copies in the wrong direction and returns memory as it found it.
         flags = cv2.IMREAD_COLOR_BGR | cv2.IMREAD_ANYDEPTH

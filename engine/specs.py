@@ -68,6 +68,8 @@ class ImageSpec:
         sixteen_bit: `high_byte`: what 16-bit samples become.
         alpha: `drop`: what an alpha channel becomes.
         exif: `apply`: turn the image upright as its EXIF says.
+        jpeg: `scaled`: a JPEG that is larger than needed is decoded to a half, quarter or eighth of its sides, see
+            `engine.reduction`; `whole`: none is, as in bundles that do not name it.
         max_pixels, max_bytes: over these an image is `oversize`; read from the header, before decoding.
         tile_px: (width, height) of the tiles that the input is cut into, of which each runs through the network by
             itself; multiples of 32 that divide the input's sides. None: the network sees the input as one.
@@ -82,6 +84,7 @@ class ImageSpec:
     sixteen_bit: str = "high_byte"
     alpha: str = "drop"
     exif: str = "apply"
+    jpeg: str = "whole"
     max_pixels: int = 50_000_000
     max_bytes: int = 16 * 1024 * 1024
     tile_px: tuple[int, int] | None = None
@@ -96,18 +99,19 @@ class ImageSpec:
                 )
                 raise InputError(msg)
         known = {
-            "resize": "stretch",
-            "interpolation": "area",
-            "colour": "rgb",
-            "sixteen_bit": "high_byte",
-            "alpha": "drop",
-            "exif": "apply",
+            "resize": ("stretch",),
+            "interpolation": ("area",),
+            "colour": ("rgb",),
+            "sixteen_bit": ("high_byte",),
+            "alpha": ("drop",),
+            "exif": ("apply",),
+            "jpeg": ("scaled", "whole"),
         }
-        for name, word in known.items():
-            if getattr(self, name) != word:
+        for name, words in known.items():
+            if getattr(self, name) not in words:
                 msg = (
-                    f"image spec {name}={getattr(self, name)!r} is not known to this version: expected {word!r}; "
-                    "use the Framegate that wrote it"
+                    f"image spec {name}={getattr(self, name)!r} is not known to this version: expected "
+                    f"{' or '.join(map(repr, words))}; use the Framegate that wrote it"
                 )
                 raise InputError(msg)
         if self.max_pixels < 1 or self.max_bytes < 1:
@@ -140,9 +144,14 @@ class ImageSpec:
         return self.height_px // height_px, self.width_px // width_px
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, readable by `from_json`; without tiles as before there were any, so that the digest stays."""
+        """Plain values, readable by `from_json`; what is as it was before there was a choice is left out.
+
+        So an earlier bundle keeps its digest.
+        """
         value = asdict(self)
         tile_px = value.pop("tile_px")
+        if self.jpeg == "whole":
+            del value["jpeg"]
         return value if tile_px is None else {**value, "tile_px": list(tile_px)}
 
     @classmethod
@@ -169,8 +178,8 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "Region": (dict,),
     "tuple[int, int] | None": (list,),
 }
-_LATER_FIELDS = {"tile_px"}
-"""Not in what earlier versions wrote, nor where they are None."""
+_LATER_FIELDS = {"tile_px", "jpeg"}
+"""Not in what earlier versions wrote, nor where they say what those did."""
 
 
 def _check_fields(kind: type[ImageSpec | Region], name: str, value: Any) -> None:

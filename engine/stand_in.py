@@ -22,7 +22,7 @@ SIDE_PX = 160
 def stand_in(side_px: int | None = None) -> Bundle:
     """Its reference is what ONNX Runtime answers on `pictures`, half of which lie on either side of its threshold."""
     side_px = side_px or SIDE_PX
-    featurizer, image = FeaturizerSpec(), ImageSpec(side_px, side_px)
+    featurizer, image = FeaturizerSpec(), ImageSpec(side_px, side_px, jpeg="scaled")
     graph = build_serving_graph(featurizer, image)
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 0.02, featurizer.channels).astype(np.float32)

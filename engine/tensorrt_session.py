@@ -22,7 +22,7 @@ from engine.tensorrt_build import BuildStep
 from engine.tensorrt_log import tensorrt_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from engine.cuda import Buffer, Device, Event, PinnedBuffer, Stream
     from engine.graph import ServingShapes
@@ -95,8 +95,16 @@ class Session:
             progress(BuildStep("warm up", size, self._options.largest))
         return took
 
-    def begin(self, slot: int, images: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, locations: bool) -> None:
-        """Queue a batch in a lane that is free: whole groups of heads, (c, k) and (k,).
+    def begin(
+        self,
+        slot: int,
+        images: np.ndarray | Sequence[np.ndarray],
+        weights: np.ndarray,
+        biases: np.ndarray,
+        *,
+        locations: bool,
+    ) -> None:
+        """Queue a batch in a lane that is free: whole groups of heads, (c, k) and (k,). Frames may lie apart.
 
         Raises:
             DeviceError: the device failed. The lane is free again.
@@ -106,7 +114,10 @@ class Session:
         try:
             for spec, values in zip(self._shapes.inputs, (images, weights, biases), strict=True):
                 source = _view(lane.host[spec.name], spec, batch, heads)
-                source[...] = values
+                if isinstance(values, np.ndarray):
+                    source[...] = values
+                else:
+                    np.stack(values, out=source)
                 self._device.copy_in(lane.device[spec.name], source, lane.stream)
             self._execute(self._context(lane, batch), lane, batch, heads)
             for spec in self._wanted(locations=locations):

@@ -45,6 +45,12 @@ Example:
 )
 @click.option("--roi", help="Region of interest as fractions left,top,right,bottom of the image, cut before resizing.")
 @click.option(
+    "--jpeg",
+    type=click.Choice(["scaled", "whole"]),
+    help="Decode JPEGs no larger than the network's input needs, or always whole.  [default: scaled, or as "
+    "--featurizer-of has it]",
+)
+@click.option(
     "--seed", default=0, type=click.IntRange(min=0), help="Decides the split; the same seed, the same bundle."
 )
 @click.option("--defect-rate", type=float, help="Share of defects on the line; by default the training set's own.")
@@ -75,6 +81,7 @@ def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
         taps=parse_taps(options["taps"]) if options["taps"] else None,
         featurizer_of=options["featurizer_of"],
         region=Region.parse(options["roi"]) if options["roi"] else Region(),
+        jpeg=options["jpeg"],
         seed=options["seed"],
         defect_rate=options["defect_rate"],
         costs=Costs(options["cost_escape"], options["cost_false_reject"], options["cost_review"]),

@@ -71,6 +71,7 @@ class Request:
     Attributes:
         image: None where the input size is to be chosen.
         tile_px: (width, height) of the tiles that the images' own size is to be cut into, where no image is given.
+        jpeg: how its JPEGs are decoded, where no image is given.
         featurizer: the deepest cut to consider; where `is_pinned`, the only one.
     """
 
@@ -80,6 +81,7 @@ class Request:
     featurizer: FeaturizerSpec
     is_pinned: bool
     tile_px: tuple[int, int] | None = None
+    jpeg: str = "scaled"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,8 +154,13 @@ def _sizes(source: Source, labelling: Labelling, request: Request) -> Sizes:
         return Sizes(request.image)
     own_px = median_size(source, labelling.samples, request.region)
     if request.tile_px is not None:
-        return Sizes(tiled(own_px, request.tile_px, request.region))
-    return ladder(own_px, request.region)
+        sizes = Sizes(tiled(own_px, request.tile_px, request.region))
+    else:
+        sizes = ladder(own_px, request.region)
+    smaller, larger = (
+        tuple(replace(image, jpeg=request.jpeg) for image in images) for images in (sizes.smaller, sizes.larger)
+    )
+    return Sizes(replace(sizes.base, jpeg=request.jpeg), smaller, larger)
 
 
 def _choose_from_few(

@@ -58,6 +58,7 @@ class TrainSettings:
         backbone: a name in `engine.featurizer.ARCHITECTURES`; None is the default one.
         taps: blocks to look at; None chooses where to cut the network.
         featurizer_of: bundle whose featurizer to use unchanged, input size and region with it; only the head is new.
+        jpeg: `scaled` or `whole`, see `ImageSpec`; None: as `featurizer_of` has it, or else `scaled`.
         defect_rate: the line's share of defects; None keeps the training set's own.
         held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
     """
@@ -74,6 +75,7 @@ class TrainSettings:
     taps: tuple[int, ...] | None = None
     featurizer_of: str | None = None
     region: Region = field(default_factory=Region)
+    jpeg: str | None = None
     seed: int = 0
     defect_rate: float | None = None
     costs: Costs = field(default_factory=Costs)
@@ -86,8 +88,9 @@ class TrainSettings:
             return Request(self.seed, given.image.region, given.image, featurizer, is_pinned=True)
         taps = OWN_TAPS if self.taps is None else self.taps
         featurizer = FeaturizerSpec(self.backbone or DEFAULT_BACKBONE, taps)
-        image = cut(self.size_px, self.tile_px, self.region) if self.size_px else None
-        return Request(self.seed, self.region, image, featurizer, self.taps is not None, self.tile_px)
+        jpeg = self.jpeg or "scaled"
+        image = replace(cut(self.size_px, self.tile_px, self.region), jpeg=jpeg) if self.size_px else None
+        return Request(self.seed, self.region, image, featurizer, self.taps is not None, self.tile_px, jpeg)
 
 
 def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: None) -> tuple[Bundle, dict[str, Any]]:
@@ -177,6 +180,7 @@ def _given_featurizer(settings: TrainSettings) -> Bundle | None:
         "--taps": settings.taps,
         "--backbone": settings.backbone,
         "--roi": None if settings.region == Region() else settings.region,
+        "--jpeg": settings.jpeg,
     }
     contrary = [name for name, value in asked.items() if value is not None]
     if contrary:

@@ -57,6 +57,7 @@ def test_it_is_a_verb_below_bench_with_the_engines_own() -> None:
     assert "engine" in result.output
     text = CliRunner().invoke(framegate.cli, ["bench", "stream", "--help"]).output
     assert "--bootstrap-servers" in text
+    assert "--latency-s" in text
 
 
 def test_the_middle_of_a_run_begins_when_all_workers_have_their_partitions(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_middle_of_a_run_begins_when_all_workers_have_their_partitions(tmp_p
 @pytest.mark.kafka
 def test_every_contestant_answers_every_frame() -> None:
     told: list[str] = []
-    plan = Plan(frames=240, rounds=1, partitions=2, workers=2, backend="onnxruntime", alone_s=0.1)
+    plan = Plan(frames=240, rounds=1, partitions=2, workers=2, backend="onnxruntime", alone_s=0.1, latency_s=0)
     result = bench_stream(plan, tick=lambda name, _done, _total: told.append(name))
     ours = {"plain_cpu", "ours_cpu", "plain_null", "ours_null", "ours_cpu_1", "ours_null_1"}
     assert set(result["runs"]) == ours
@@ -87,4 +88,5 @@ def test_every_contestant_answers_every_frame() -> None:
     assert result["exactly_once_throughput_ratio"] is None, "not on a broker that keeps no transactions"
     for key in ("efficiency", "vs_plain", "overhead_us"):
         assert set(result[key]) == {"cpu", "null"}
+    assert result["latency"]["p99_ratio"]["at_least_once"] is None, "left out"
     assert result["alone"]["decode"]["per_s"] > 0

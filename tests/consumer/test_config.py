@@ -15,6 +15,7 @@ import consumer.app
 import framegate
 from consumer.config import MIB, Settings, read_client_config
 from consumer.errors import SettingsError
+from engine.batcher import BatchPolicy
 from engine.bundle import write_bundle
 from engine.plan_cache import default_folder
 from engine.tensorrt_options import TensorRTOptions
@@ -129,6 +130,20 @@ def test_the_pace_follows_the_settings() -> None:
     assert pace.limits.max_bytes == 3 * MIB // 2
     assert pace.decode_threads == 3
     assert Settings(bundle="b", batch_size=1).pace().policy.station_cap == 1
+
+
+def test_without_a_word_about_batches_the_policy_is_what_the_engine_was_measured_to_be_worth() -> None:
+    settings = Settings(bundle="b")
+    assert settings.pace(32).policy == settings.policy(32) == BatchPolicy(32, 0.0, 16)
+    assert settings.policy(1) == BatchPolicy(1, 0.0, 1)
+    told = Settings(bundle="b", batch_size=6, batch_age_ms=2.0, station_cap=5)
+    assert told.policy(32) == BatchPolicy(6, 0.002, 5)
+    assert Settings(bundle="b", station_cap=5).policy(32) == BatchPolicy(32, 0.0, 5)
+
+
+def test_no_batch_is_wanted_that_would_leave_none_in_flight_beside_it() -> None:
+    assert Settings(bundle="b", max_in_flight=20).most_batch() == 10
+    assert Settings(bundle="b", max_in_flight=1).most_batch() == 1
 
 
 def test_the_embedded_broker_gets_a_shorter_session() -> None:

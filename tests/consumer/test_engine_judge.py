@@ -12,12 +12,14 @@ import pytest
 
 from consumer.engine_judge import EngineJudge
 from consumer.errors import SettingsError
-from consumer.lineup import Lineup, Seat
+from consumer.lineup import Lineup, Loader, Seat
 from consumer.ports import Decoded
 from consumer.shadow import Shadow
+from engine.backbone import FeaturizerSpec, inputs
+from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.bundle import open_bundle, write_bundle
-from engine.errors import BundleError, FrameError
-from engine.specs import ImageSpec
+from engine.errors import BatchError, BundleError, FrameError
+from engine.specs import BatchProfile, ImageSpec
 from tests.bundles import small_bundle, small_head
 from tests.lineups import Alone, Backends, bundle_of, jpegs, loader, put
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from consumer.lanes import Lane
+    from engine.backend import Backend
+    from engine.bundle import Bundle
     from engine.prediction import ScoredBatch
 
 ROUTES = """
@@ -97,6 +102,38 @@ def test_one_featurizer_on_images_of_two_sizes_has_two_engines(plant: Path) -> N
     with EngineJudge(loader(backends, routing=plant / "routes.toml").load()) as judge:
         assert list(judge_frames(judge, stations, payloads).predictions) == expected
     assert backends.opened == ["seed-1", "tiled"]
+
+
+def begun_frames(judge: EngineJudge, stations: Sequence[str], payloads: Sequence[bytes]) -> list[Decoded]:
+    """Decoded, with their routes taken."""
+    frames = []
+    for station, payload in zip(stations, payloads, strict=True):
+        route = judge.route(station)
+        assert route is not None
+        frames.append(Decoded(station, route, judge.decode(payload, route), payload))
+    return frames
+
+
+def test_two_batches_at_once_and_a_third_alone_give_each_its_own(plant: Path) -> None:
+    payloads = jpegs(8)
+    stations = ["one", "two-a", "wide", "one", "two-b", "wide", "one", "two-a"]
+    with EngineJudge(loader(routing=plant / "routes.toml").load()) as judge:
+        assert judge.ahead == 2
+        frames = begun_frames(judge, stations, payloads)
+        expected = judge.score(frames).predictions
+        first, second = judge.begin(frames[:5]), judge.begin(frames[5:])
+        alone = judge.score(frames[2:3]).predictions
+        judge.wait(first)
+        third = judge.begin(frames[1:2])
+        assert judge.finish(first).predictions == expected[:5]
+        judge.wait(second)
+        assert judge.finish(second).predictions == expected[5:]
+        scored = judge.finish(third)
+        assert scored.predictions == expected[1:2]
+        assert scored.inference_ms > 0
+        assert alone == expected[2:3]
+        for frame in frames:
+            judge.release(frame.route)
 
 
 def test_the_route_names_the_model_that_judges(plant: Path) -> None:
@@ -215,6 +252,77 @@ def test_an_engine_that_takes_few_heads_gets_several_batches(plant: Path) -> Non
         assert judge_frames(judge, stations, payloads).predictions == expected
 
 
+def test_an_engine_that_takes_few_images_gets_several_batches(plant: Path) -> None:
+    payloads = jpegs(5)
+    stations = ["one", "two-a", "one", "wide", "one"]
+    with EngineJudge(loader(routing=plant / "routes.toml").load()) as judge:
+        expected = judge_frames(judge, stations, payloads).predictions
+        for lane in judge.lineup.lanes:
+            lane.largest = 2
+        sizes: list[int] = []
+        for lane in judge.lineup.lanes:
+            lane.submit = noting(lane, sizes)  # type: ignore[method-assign] # looked in on
+        assert judge_frames(judge, stations, payloads).predictions == expected
+        assert sorted(sizes) == [1, 2, 2]
+
+
+def noting(lane: Lane, sizes: list[int]) -> Callable[..., Any]:
+    """Its `submit`, that notes how many images came."""
+    submit = lane.submit
+
+    def noted(images: np.ndarray, heads: Any) -> Any:
+        sizes.append(len(images))
+        return submit(images, heads)
+
+    return noted
+
+
+# How large batches are.
+
+
+def costly(costs: dict[str, BatchCost], largest: dict[str, int] | None = None) -> Callable[[Bundle], Backend]:
+    """Opens engines that take a time each of their own, by the bundle's name."""
+
+    def opened(bundle: Bundle) -> Backend:
+        spec = FeaturizerSpec()
+        profile = BatchProfile(1, 1, (largest or {}).get(bundle.name, 64))
+        return ModelledBackend(inputs(spec, bundle.image), spec.pooled_size, costs[bundle.name], profile=profile)
+
+    return opened
+
+
+SHARED, ALONE = BatchCost(0.004, 0.00001), BatchCost(0.0, 0.004)
+"""Of a batch's time: nearly all of it is shared; none is."""
+
+
+def test_the_largest_batch_is_what_the_engine_finds_worth_it(plant: Path) -> None:
+    with EngineJudge(Loader(costly({"seed-1": SHARED}), bundle=str(plant / "one"), largest=None).load()) as judge:
+        assert judge.largest_batch is None
+        assert judge.warm(None, 16) == judge.largest_batch == 16
+        (lane,) = judge.lineup.lanes
+        measured = lane.costs
+        assert measured is not None
+        assert measured.sizes == (1, 2, 4, 8, 16)
+        assert measured.cost_s(8) >= SHARED.seconds(8) * 0.99
+        assert judge.warm(None, 16) == 16
+        assert lane.costs is measured, "measured once in its life"
+
+
+def test_what_is_told_is_taken_and_nothing_measured(plant: Path) -> None:
+    with EngineJudge(Loader(costly({"seed-1": ALONE}), bundle=str(plant / "one"), largest=None).load()) as judge:
+        assert judge.warm(3, 16) == 3
+        assert judge.lineup.lanes[0].costs is None
+
+
+def test_of_several_engines_the_one_that_gains_most_decides_as_far_as_all_take_it(plant: Path) -> None:
+    costs = {"seed-1": SHARED, "seed-2": SHARED, "seed-3": ALONE}
+    for largest, expected in (({}, 16), ({"seed-3": 8}, 8)):
+        load = Loader(costly(costs, largest), routing=plant / "routes.toml", largest=None, must_agree=False)
+        with EngineJudge(load.load()) as judge:
+            assert judge.warm(None, 16) == expected
+            assert [lane._warm_to for lane in judge.lineup.lanes] == [expected] * 2, "warm in every size it may get"
+
+
 # Swapping: routes taken before go on, engines close when the last of them is given back.
 
 
@@ -312,6 +420,29 @@ def test_a_shadow_that_cannot_keep_up_is_left_out_and_holds_nothing_up(plant: Pa
         shadow.close()
         wide = next(lane for lane in judge.lineup.lanes if lane.image_shape == (64, 96, 3))
         assert wide._needs == 1, "what waited is given back"
+
+
+def test_the_engine_rests_when_no_batch_is_with_it(plant: Path, told: Told) -> None:
+    with EngineJudge(loader(bundle=str(plant / "one"), shadow=str(plant / "two")).load()) as judge:
+        shadow = judge.shadow = told.shadow()
+        frames = begun_frames(judge, ["a"] * 4, jpegs(4))
+        first, second = judge.begin(frames[:2]), judge.begin(frames[2:])
+        judge.wait(first)
+        judge.wait(first)
+        assert not shadow._resting.is_set(), "the second computes"
+        judge.finish(first)
+        judge.wait(second)
+        assert shadow._resting.is_set()
+        judge.finish(second)
+        crooked = replace(frames[0], image=frames[0].image[:32])
+        with pytest.raises(BatchError):
+            judge.begin([crooked])
+        assert shadow._resting.is_set(), "what could not be begun does not compute"
+        assert shadow.wait_done(20)
+        assert len(told.compared) == 4
+        shadow.close()
+        for frame in frames:
+            judge.release(frame.route)
 
 
 def test_a_shadow_that_fails_costs_no_verdict(plant: Path, told: Told) -> None:

@@ -609,6 +609,19 @@ def test_an_idle_engine_waits_for_the_age_and_not_longer() -> None:
     assert bench.judge.sizes == [1]
 
 
+def test_another_policy_serves_from_the_next_batch_on() -> None:
+    bench = Bench(policy=BatchPolicy(4, 60.0, 4))
+    bench.put(20, 21, 22)
+    bench.fetch()
+    bench.decode()
+    bench.score(flush=False)
+    assert bench.judge.sizes == []
+    bench.flow.use(BatchPolicy(2, 0.0, 2))
+    bench.score(flush=False)
+    assert bench.judge.sizes == [2, 1]
+    assert bench.watcher.batches == [2, 1]
+
+
 def test_a_busy_engine_gets_a_second_batch_only_when_it_is_full() -> None:
     bench = Bench(policy=BatchPolicy(2, 0.0, 2))
     bench.put(20, 21, 22)
@@ -624,6 +637,18 @@ def test_a_busy_engine_gets_a_second_batch_only_when_it_is_full() -> None:
     assert [len(batch) for batch in bench.scoring] == [2, 2], "one at work, one behind it, no more"
     bench.score(flush=False)
     assert bench.offsets() == list(range(6))
+
+
+def test_an_engine_that_takes_two_batches_gets_a_full_one_behind_them() -> None:
+    bench = Bench(policy=BatchPolicy(2, 0.0, 2))
+    bench.judge.ahead = 2
+    bench.put(*range(20, 29))
+    bench.fetch()
+    bench.decode()
+    bench.flow.advance()
+    assert [len(batch) for batch in bench.scoring] == [2, 2, 2], "two at work, one behind them, no more"
+    bench.score(flush=False)
+    assert bench.offsets() == list(range(9))
 
 
 def test_a_frame_of_a_partition_that_is_not_ours_stops_the_consumer() -> None:
@@ -709,6 +734,23 @@ def test_a_run_answers_everything_and_commits_it() -> None:
     assert plant.pipeline.flow.empty
     assert plant.judge.out == 0
     assert (plant.pipeline.budget.frames, plant.pipeline.budget.held_bytes) == (0, 0)
+
+
+def test_a_turn_that_took_long_is_no_idleness() -> None:
+    plant = Plant()
+    clock = ManualClock()
+    ports = Ports(plant.source, plant.sink, plant.judge, clock, plant.watcher, plant.dead_letters, verdict_id)
+    pipeline = Pipeline(ports, Pace(plant.policy, plant.limits, idle_exit_s=0.2))
+    pipeline._fetcher._ready = True
+    pipeline.flow._in_hand = 64
+    assert not pipeline._idle_for_good()
+    clock.advance(5.0)
+    pipeline.flow._in_hand = 0
+    assert not pipeline._idle_for_good(), "more could not come before now"
+    clock.advance(0.15)
+    assert not pipeline._idle_for_good()
+    clock.advance(0.1)
+    assert pipeline._idle_for_good()
 
 
 def test_no_more_is_in_flight_than_allowed_while_the_broker_does_not_answer() -> None:

@@ -12,17 +12,24 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+import consumer.app
 from consumer.budget import Limits
 from consumer.clock import SystemClock
+from consumer.config import Settings
 from consumer.engine_judge import EngineJudge
 from consumer.events import Frame, Position
+from consumer.lineup import Loader
 from consumer.memory_io import MemoryDeadLetters, MemoryLog, MemorySink, MemorySource, MemoryWatcher
+from consumer.metrics import Metrics
 from consumer.pipeline import Pace, Pipeline, Ports
 from consumer.reload import Reloader
+from engine.backbone import FeaturizerSpec, inputs
+from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.batcher import BatchPolicy
 from engine.bundle import open_bundle, write_bundle
 from engine.bundle_cache import BundleCache
@@ -33,7 +40,6 @@ from tests.web import Web
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from consumer.lineup import Loader
     from engine.backend import Backend
     from engine.bundle import Bundle
 
@@ -89,6 +95,49 @@ def test_a_bundle_that_is_replaced_is_loaded_once(tmp_path: Path) -> None:
         assert watch.names() == ["seed-2"]
         assert watch.reloader.look() is None
         assert watch.outcomes == ["loaded"]
+
+
+def test_a_new_engine_brings_its_own_largest_batch(tmp_path: Path) -> None:
+    def opened(bundle: Bundle) -> Backend:
+        cost = BatchCost(0.004, 0.0) if bundle.name == "seed-3" else BatchCost(0.0, 0.004)
+        spec = FeaturizerSpec()
+        return ModelledBackend(inputs(spec, bundle.image), spec.pooled_size, cost)
+
+    put(tmp_path / "b", bundle_of(1))
+    load = Loader(opened, bundle=str(tmp_path / "b"), largest=None, must_agree=False)
+    with EngineJudge(load.load()) as judge:
+        assert judge.warm(None, 8) == 2
+        told: list[int | None] = []
+        reloader = Reloader(
+            load, judge, largest=None, most=8, told=lambda _: told.append(judge.largest_batch), settle=lambda _: None
+        )
+        put(tmp_path / "b", bundle_of(2))
+        assert reloader.look() == "loaded"
+        put(tmp_path / "b", bundle_of(3, wide=True))
+        assert reloader.look() == "loaded"
+    assert told == [2, 8], "known by the time that it is told"
+
+
+def test_the_running_pipeline_gets_the_new_engines_policy(tmp_path: Path) -> None:
+    class Noting:
+        used: ClassVar[list[BatchPolicy]] = []
+
+        def use(self, policy: BatchPolicy) -> None:
+            self.used.append(policy)
+
+    put(tmp_path / "b", bundle_of(1))
+    settings = Settings(str(tmp_path / "b"), backend="onnxruntime", watch_s=0.02, station_cap=3, max_in_flight=8)
+    load = loader(bundle=str(tmp_path / "b"))
+    with EngineJudge(load.load()) as judge:
+        judge.warm(None, settings.most_batch())
+        pipeline = cast("Pipeline", Noting())
+        with consumer.app._attend(settings, load, judge, Metrics(CollectorRegistry()), pipeline):
+            put(tmp_path / "b", bundle_of(3, wide=True))
+            until(lambda: Noting.used != [])
+        (policy,) = Noting.used
+        assert policy == settings.policy(judge.largest_batch or 0)
+        assert policy.station_cap == 3
+        assert 2 <= policy.max_size <= 4
 
 
 def test_a_zip_is_watched_as_a_folder_is(tmp_path: Path) -> None:

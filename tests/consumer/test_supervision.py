@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from consumer.health import Health, HttpServer
 from consumer.reports import WorkerMetrics
-from consumer.supervision import Patience, Supervisor
+from consumer.supervision import Beside, Patience, Supervisor
 from engine.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -47,9 +47,17 @@ PATIENCE_S = 20.0
 class Hall:
     """A supervisor on a thread of its own."""
 
-    def __init__(self, body: str, number: int = 2, patience: Patience = FAST, *, may_end: bool = False) -> None:
+    def __init__(
+        self,
+        body: str,
+        number: int = 2,
+        patience: Patience = FAST,
+        *,
+        may_end: bool = False,
+        beside: Beside | None = None,
+    ) -> None:
         self.metrics, self.health = WorkerMetrics(), Health()
-        self.restarts: list[int] = []
+        self.restarts: list[int | str] = []
         self.error: BaseException | None = None
         self.supervisor = Supervisor(
             number,
@@ -60,6 +68,7 @@ class Hall:
             patience=patience,
             may_end=may_end,
             restarted=self.restarts.append,
+            beside=beside,
         )
         self._thread = threading.Thread(target=self._run)
 
@@ -205,6 +214,62 @@ def test_a_failing_stop_is_told_and_the_others_end_all_the_same() -> None:
 def test_nonsense_in_a_report_is_passed_over() -> None:
     with Hall("print('hello', flush=True)\nprint('[1]', flush=True)\n" + SERVE, 1) as hall:
         until(lambda: hall.health.ready()[0])
+    assert hall.error is None
+
+
+def beside(body: str, *arguments: str) -> Beside:
+    """Something that all workers need."""
+    return Beside("the engine", "engine", [sys.executable, "-I", "-S", "-c", FAKE + body, *arguments], b"engine\n")
+
+
+NOTE = "def note(what):\n    with open(sys.argv[1], 'a') as file: print(what, file=file)\n"
+
+
+def test_what_all_need_is_started_first_and_ended_last(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    notes = f"sys.argv = ['', {str(journal)!r}]\n{NOTE}"
+    notes += "def stop(*_):\n    time.sleep(0.1 if name == '0' else 0); note(name + ' ends'); sys.exit(0)\n"
+    notes += "signal.signal(signal.SIGTERM, stop)\nnote(name + ' begins')\n" + SERVE
+    with Hall(notes, 2, beside=beside(notes)) as hall:
+        until(lambda: hall.health.ready()[0])
+        assert len(hall.supervisor.pids()) == 3
+        assert hall.values("held") == {"0": 1.0, "1": 1.0, "engine": 1.0}
+    assert hall.error is None
+    assert journal.read_text().splitlines()[-3:] == ["1 ends", "0 ends", "engine ends"]
+
+
+def test_what_all_need_is_started_again_even_while_workers_stop(tmp_path: Path) -> None:
+    """Who drains needs it still. It may not end by itself either, as workers may."""
+    go = tmp_path / "go"
+    drains = f"def stop(*_):\n    while not os.path.exists({str(go)!r}): time.sleep(0.01)\n    sys.exit(0)\n"
+    drains += "signal.signal(signal.SIGTERM, stop)\n" + SERVE
+    with Hall(drains, 1, may_end=True, beside=beside(SERVE)) as hall:
+        until(lambda: hall.health.ready()[0])
+        engine, worker = hall.supervisor.pids()
+        hall.supervisor.stop()
+        time.sleep(0.1)
+        os.kill(engine, signal.SIGTERM)  # ends with 0
+        until(lambda: hall.restarts == ["engine"] and len(hall.supervisor.pids()) == 2)
+        assert worker in hall.supervisor.pids()
+        go.touch()
+    assert hall.error is None
+
+
+def test_what_all_need_that_cannot_be_kept_running_ends_all() -> None:
+    dies = "report(error='no device'); sys.exit(1)\n"
+    patience = Patience(rest_s=0.01, longest_rest_s=0.02, steady_s=60.0, deaths=3, stop_s=5.0)
+    with Hall(SERVE, 2, patience, beside=beside(dies)) as hall:
+        error = hall.ended()
+    assert str(error) == "the engine died 3 times, each time within 60 s of its start: the last time no device"
+    assert hall.restarts == ["engine", "engine"]
+
+
+def test_what_all_need_that_hangs_is_killed_and_started_again() -> None:
+    quick = Patience(rest_s=0.01, steady_s=0.0, start_s=5.0, silent_s=60.0, stop_s=5.0)
+    hangs = beside("report()\ntime.sleep(0.3)\nreport(live=False)\ntime.sleep(60)\n")
+    with Hall(SERVE, 1, quick, beside=hangs) as hall:
+        until(lambda: "engine" in hall.restarts)
+        assert 0 not in hall.restarts
     assert hall.error is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,7 +12,7 @@ from typing import Any, get_args
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, to_binary_event
 from cloudevents.core.v1.event import CloudEvent
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
@@ -301,6 +302,22 @@ def test_the_verdict_id_tells_places_apart() -> None:
         ('c","t', "", 1, 23),
     ]
     assert len({wire.verdict_id(*place) for place in places}) == len(places)
+
+
+@given(st.text(), st.text(), st.integers(0, 2**31), st.integers(0, 2**62))
+def test_the_verdict_id_is_the_hash_of_the_whole_place(cluster: str, topic: str, partition: int, offset: int) -> None:
+    place = json.dumps([cluster, topic, partition, offset], separators=(",", ":"))
+    assert wire.verdict_id(cluster, topic, partition, offset) == hashlib.sha256(place.encode()).hexdigest()[:32]
+
+
+@given(st.floats(-(2.0**35), 2.0**37))
+@example(0.9999999)
+@example(1.7e9 + 0.9999996)
+@example(-0.25)
+@example(-0.0000001)
+def test_a_time_is_written_as_python_writes_it(epoch_s: float) -> None:
+    written = datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="microseconds")
+    assert wire.rfc3339(epoch_s) == written.replace("+00:00", "Z")
 
 
 def test_the_binding_reads_our_verdict() -> None:

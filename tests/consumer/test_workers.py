@@ -9,17 +9,19 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from consumer.app import run_consumer
 from consumer.config import Settings
 from consumer.errors import SettingsError
 from consumer.metrics import SupervisorMetrics, supervisor_metric_docs
 from consumer.reports import Report, WorkerMetrics, families_of
 from consumer.supervision import Patience
 from consumer.worker import REPORT_EVERY_S, instructions, rest_after
-from consumer.workers import computes_on_cpu, how_many, settings_of
+from consumer.workers import computes_on_cpu, how_many, settings_of, shares_engine
 from engine import streams
 from engine.streams import cores
 from engine.tensorrt_options import TensorRTOptions
@@ -61,6 +63,8 @@ def test_each_worker_is_an_instance_of_its_own_the_same_after_a_restart() -> Non
     assert other.transactional_id() == "framegate-framegate-line-2-w1"
     assert first.http_port is None
     assert first.workers == 1
+    assert first.engine_address is None
+    assert settings_of(settings, 0, "line-2", "/tmp/socket").engine_address == "/tmp/socket"  # noqa: S108 - a name only
     unnamed = Settings("b").own_instance()
     assert settings_of(settings, 1, unnamed).transactional_id().endswith(f"{unnamed}-w1")
 
@@ -72,13 +76,57 @@ def test_workers_are_counted_from_one() -> None:
 
 
 def test_a_gpu_is_not_shared_by_engines_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert how_many(Settings("b", backend="tensorrt")) == 1
+    assert shares_engine(Settings("b", backend="tensorrt"))
+    assert shares_engine(Settings("b", backend="tensorrt-int8"))
+    assert not shares_engine(Settings("b", backend="tensorrt", engine_process="own"))
+    assert not shares_engine(Settings("b", backend="openvino"))
+    assert shares_engine(Settings("b", backend="openvino", engine_process="shared"))
     assert computes_on_cpu("openvino-int8")
     assert not computes_on_cpu("tensorrt-int8")
     monkeypatch.setattr("consumer.workers.tensorrt_is_installed", lambda: True)
     assert not computes_on_cpu("auto")
+    monkeypatch.setattr("consumer.workers._GPU_DEVICES", ("/nowhere",))
+    assert not shares_engine(Settings("b"))
+    monkeypatch.setattr("consumer.workers._GPU_DEVICES", ("/nowhere", "/dev/null"))
+    assert shares_engine(Settings("b"))
     monkeypatch.setattr("consumer.workers.cores", lambda: 3)
     assert how_many(Settings("b", backend="openvino")) == 3
+    assert how_many(Settings("b", backend="tensorrt")) == 3, "on a GPU workers only decode"
+
+
+@pytest.mark.parametrize(
+    ("options", "supervised"),
+    [
+        ({"workers": 1}, False),
+        ({"workers": 1, "engine_process": "own"}, False),
+        ({"workers": 1, "engine_process": "shared"}, True),
+        ({"workers": 2}, True),
+        ({"workers": 1, "engine_process": "own", "engine_address": "socket"}, False),  # a worker itself
+    ],
+)
+def test_one_worker_has_a_supervisor_only_for_an_engine_of_another_process(
+    options: dict[str, Any], supervised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Nothing:
+        def check(self) -> None:
+            told.append("checked")
+
+        def load(self) -> None:
+            msg = "loaded here"
+            raise SettingsError(msg)
+
+    monkeypatch.setattr("consumer.app.loader_of", lambda _: Nothing())
+    monkeypatch.setattr("consumer.app.run_workers", lambda _settings, number: told.append(f"{number} workers"))
+    settings = Settings("b", backend="onnxruntime", **options)
+    if supervised:
+        run_consumer(settings)
+        assert told == ["checked", f"{options['workers']} workers"]
+    else:
+        with pytest.raises(SettingsError, match="loaded here"):
+            run_consumer(settings)
+        assert told == []
 
 
 def test_settings_arrive_as_they_were_with_their_secrets_off_the_command_line() -> None:
@@ -176,5 +224,8 @@ def test_the_supervisors_own_metrics_begin_at_zero() -> None:
     metrics.count_restart(1)
     assert registry.get_sample_value("framegate_worker_restarts_total", {"worker": "1"}) == 1
     assert registry.get_sample_value("framegate_workers") == 2
+    assert registry.get_sample_value("framegate_worker_restarts_total", {"worker": "engine"}) is None
+    metrics.count_engine()
+    assert registry.get_sample_value("framegate_worker_restarts_total", {"worker": "engine"}) == 0
     names = [doc.name for doc in supervisor_metric_docs()]
     assert names == ["framegate_worker_restarts_total", "framegate_workers"]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from engine.processor import cpu_fields, has_bfloat16
 from engine.tensorrt_options import TensorRTOptions
 from tests.bundles import FEATURIZER, IMAGE, TILED, graph, pictures, small_head, wide_pictures
 from tests.fake_tensorrt import FakeTensorRT
+from tests.shared_engine import shared_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +39,10 @@ ON_RECORDING_GPU = "tensorrt-fp32"
 """The TensorRT backend's own code, over a GPU that records; `tests/gpu` runs it on a real one."""
 IN_TILES = "onnxruntime in tiles"
 """Images of two tiles on the reference backend."""
-IMPLEMENTATIONS = (*CPU_BACKENDS, ON_RECORDING_GPU, "modelled", IN_TILES)
+ALONE = (*CPU_BACKENDS, ON_RECORDING_GPU, "modelled", IN_TILES)
+SHARED = " shared"
+"""Behind the border: the client of an engine that several workers share."""
+IMPLEMENTATIONS = (*ALONE, *(name + SHARED for name in ALONE))
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)
@@ -48,6 +53,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 def opened_here(name: str) -> Backend:
+    if name.endswith(SHARED):
+        return shared_backend(partial(opened_here, name.removesuffix(SHARED)))
     if name.endswith("bf16") and not has_bfloat16():
         pytest.skip("this processor has no bfloat16")
     if name == "modelled":
@@ -66,11 +73,11 @@ def opened_here(name: str) -> Backend:
 
 
 def width_px(backend: Backend) -> int:
-    return TILED.width_px if isinstance(backend, TiledBackend) else IMAGE.width_px
+    return TILED.width_px if backend.inputs[0].shape[2] == TILED.width_px else IMAGE.width_px
 
 
 def pictures_for(backend: Backend, count: int, seed: int = 0) -> np.ndarray:
-    return wide_pictures(count, seed) if isinstance(backend, TiledBackend) else pictures(count, seed)
+    return wide_pictures(count, seed) if width_px(backend) == TILED.width_px else pictures(count, seed)
 
 
 def test_numbers_do_not_depend_on_the_batch(backend: Backend) -> None:
@@ -186,8 +193,8 @@ def test_heads_that_do_not_fit_are_refused(backend: Backend, weights: np.ndarray
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_it_says_what_it_is_and_closes_twice(name: str) -> None:
     backend = opened_here(name)
-    assert name.removesuffix(" in tiles") in {backend.name, f"{backend.name}-{backend.precision}"}
-    assert backend.precision == ("bf16" if name.endswith("bf16") else "fp32")
+    assert name.removesuffix(SHARED).removesuffix(" in tiles") in {backend.name, f"{backend.name}-{backend.precision}"}
+    assert backend.precision == ("bf16" if "bf16" in name else "fp32")
     assert backend.device
     assert backend.inputs[0].shape == (None, 64, width_px(backend), 3)
     backend.submit(pictures_for(backend, 2), *HEADS)  # given up

@@ -29,18 +29,20 @@ from engine.errors import FrameError
 from engine.preprocess import preprocess
 from engine.specs import ImageSpec
 
-def outcome(path):
+def outcome(path, spec):
     try:
-        image = preprocess(path.read_bytes(), ImageSpec(224, 224))
+        image = preprocess(path.read_bytes(), spec)
     except FrameError as error:
         return error.cause
-    return "decoded" if image.shape == (224, 224, 3) else "wrong shape"
+    return "decoded" if image.shape == (spec.height_px, spec.width_px, 3) else "wrong shape"
 
 files = json.loads(sys.stdin.read())
-outcomes = {name: outcome(Path(sys.argv[1], name)) for name in files}
+whole, scaled = ImageSpec(224, 224), ImageSpec(64, 64, jpeg="scaled")
+outcomes = {name: outcome(Path(sys.argv[1], name), whole) for name in files}
+smaller = {name: outcome(Path(sys.argv[1], name), scaled) for name in files}
 status = Path("/proc/self/status").read_text()
 peak_kib = int(status.split("VmHWM:")[1].split()[0])
-print(json.dumps({"outcomes": outcomes, "peak_mib": peak_kib / 1024}))
+print(json.dumps({"outcomes": outcomes, "smaller": smaller, "peak_mib": peak_kib / 1024}))
 """
 
 
@@ -78,6 +80,10 @@ def judged() -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_each_file_ends_as_expected(judged: dict[str, Any], name: str) -> None:
     assert judged["outcomes"][name] in OUTCOMES[EXPECTED[name]]
+
+
+def test_decoded_smaller_every_file_ends_the_same(judged: dict[str, Any]) -> None:
+    assert judged["smaller"] == judged["outcomes"]
 
 
 def test_no_file_is_forgotten() -> None:

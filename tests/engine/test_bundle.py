@@ -62,6 +62,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 DECISIVE: list[Callable[[Bundle], Bundle]] = [
     lambda b: replace(b, defect_rate=0.01),
     lambda b: replace(b, image=replace(b.image, max_pixels=1_000)),
+    lambda b: replace(b, image=replace(b.image, jpeg="scaled")),
     lambda b: replace(b, head=replace(b.head, operating_point=OperatingPoint(0.5, (0.3, 0.61)))),
     lambda b: replace(b, head=replace(b.head, evidence_weights=np.nextafter(b.head.evidence_weights, np.float32(9)))),
     lambda b: replace(b, head=replace(b.head, pixels=replace(b.head.pixels, contrast=2.0))),

@@ -170,6 +170,39 @@ def test_an_animation_chunk_is_marked_for_removal() -> None:
     assert read_header(moving).patch == Patch(33, 53, b"")
 
 
+def exif(*entries: tuple[int, int], order: str = ">", mark: bytes = b"Exif\0\0", magic: int = 42) -> bytes:
+    """An APP1 segment with a directory of (tag, 16-bit value)."""
+    body = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    start = (b"MM" if order == ">" else b"II") + struct.pack(f"{order}HIH", magic, 8, len(entries))
+    return segment(0xE1, mark + start + body)
+
+
+@pytest.mark.parametrize(
+    ("segments", "orientation"),
+    [
+        ([], 1),
+        ([exif((0x112, 6))], 6),
+        ([exif((0x10F, 7), (0x112, 3), order="<")], 3),
+        ([exif((0x112, 9))], 1),
+        ([exif((0x10F, 7))], 1),
+        ([exif((0x112, 6), mark=b"Exit\0\0")], 1),
+        ([exif((0x112, 6), magic=43)], 1),
+        ([segment(0xE1, exif((0x112, 6))[4:-6])], 1),
+        ([segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>"), exif((0x112, 8))], 8),
+        ([exif((0x112, 6)), exif((0x112, 1))], 6),
+        ([exif((0x112, 1)), exif((0x112, 6))], 1),
+        ([segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"), exif((0x112, 5))], 5),
+    ],
+)
+def test_the_orientation_is_the_one_that_opencv_turns_by(segments: list[bytes], orientation: int) -> None:
+    whole = cv2.imencode(".jpg", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
+    data = whole[:2] + b"".join(segments) + whole[2:]
+    assert read_header(data).orientation == orientation
+    turned = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert turned is not None
+    assert turned.shape[:2] == ((30, 20) if orientation >= 5 else (20, 30))
+
+
 def test_memory_of_another_kind_is_read() -> None:
     data = SOI + frame(640, 480) + SCAN
     for payload in (bytearray(data), memoryview(data), np.frombuffer(data, np.uint8).data):

@@ -118,6 +118,33 @@ def test_without_tiles_an_image_spec_is_written_as_before_there_were_any() -> No
     assert spec.tiles == (1, 1)
 
 
+def test_decoded_whole_an_image_spec_is_written_as_before_there_was_a_choice() -> None:
+    spec = ImageSpec(224, 160)
+    assert spec.to_json() == {
+        "width_px": 224,
+        "height_px": 160,
+        "region": {"left": 0.0, "top": 0.0, "right": 1.0, "bottom": 1.0},
+        "resize": "stretch",
+        "interpolation": "area",
+        "colour": "rgb",
+        "sixteen_bit": "high_byte",
+        "alpha": "drop",
+        "exif": "apply",
+        "max_pixels": 50_000_000,
+        "max_bytes": 16_777_216,
+    }
+    assert ImageSpec.from_json(spec.to_json()).jpeg == "whole"
+    scaled = ImageSpec(224, 160, jpeg="scaled")
+    assert scaled.to_json() == {**spec.to_json(), "jpeg": "scaled"}
+    assert ImageSpec.from_json(json.loads(json.dumps(scaled.to_json()))) == scaled
+
+
+@pytest.mark.parametrize("value", ["other", "", None, 2, True])
+def test_a_jpeg_that_is_decoded_in_no_known_way_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="jpeg="):
+        ImageSpec.from_json({**ImageSpec(128, 128).to_json(), "jpeg": value})
+
+
 @pytest.mark.parametrize("tile_px", [(96, 64), (64, 100), (32, 64), (0, 64), (-64, 64), (448, 64), (64, 320)])
 def test_tiles_that_do_not_cut_the_input_evenly_are_refused_with_those_that_do(tile_px: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=r"does not cut the input's \d+ px evenly: .*, one of 64, .*take one of these"):

@@ -162,6 +162,21 @@ def test_answers_are_the_callers(backend: TensorRTBackend) -> None:
         assert values.flags.c_contiguous
 
 
+def test_frames_that_lie_apart_are_taken_as_they_lie(tmp_path: Path) -> None:
+    trt = FakeTensorRT()
+    opened = TensorRTBackend(graph(), settings(tmp_path), trt=trt, open_device=trt.open_device)
+    images = pictures(5)
+    expected = opened.infer(images, *HEADS)
+    found = opened.collect(opened.submit([image.copy() for image in images], *HEADS))
+    np.testing.assert_array_equal(found.evidence, expected.evidence)
+    np.testing.assert_array_equal(found.pooled, expected.pooled)
+    with pytest.raises(BatchError, match="expected uint8"):
+        opened.submit([images[0], images[1][:32]], *HEADS)
+    with pytest.raises(BatchError, match=r"batch has 0 images: expected 1 to"):
+        opened.submit([], *HEADS)
+    opened.close()
+
+
 def test_a_head_beside_it_changes_no_bit(backend: TensorRTBackend) -> None:
     images = pictures(3)
     alone = backend.infer(images, *stack([small_head(1)]))

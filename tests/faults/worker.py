@@ -25,7 +25,7 @@ from tests.faults.frames import is_marked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from consumer.ports import Decoded, Judge
+    from consumer.ports import Begun, Decoded, Judge
     from engine.prediction import ScoredBatch
 
 log = logging.getLogger("tests.faults.worker")
@@ -35,7 +35,7 @@ class RaisingJudge:
     """A judge that raises at marked frames always, and at a batch at random: then not again for its frames' retry."""
 
     def __init__(self, judge: Judge, rate: float, seed: int) -> None:
-        """`rate` is the share of batches at which it raises without a cause, from `begin` on."""
+        """`rate` is the share of batches at which it raises without a cause, from `start` on."""
         self._judge = judge
         self._rate = rate
         self._begun = False
@@ -43,13 +43,25 @@ class RaisingJudge:
         self._calm = 0
         self.route, self.release, self.routes = judge.route, judge.release, judge.routes
         self.warm, self.decode = judge.warm, judge.decode
+        self.begin, self.wait = judge.begin, judge.wait
 
-    def begin(self, *_: object) -> None:
+    @property
+    def ahead(self) -> int:
+        """See `Judge`."""
+        return self._judge.ahead
+
+    def start(self, *_: object) -> None:
         """The engine is warm: from here on it raises."""
         self._begun = True
 
     def score(self, frames: Sequence[Decoded]) -> ScoredBatch:
         """See `Judge`."""
+        return self.finish(self.begin(frames))
+
+    def finish(self, begun: Begun) -> ScoredBatch:
+        """See `Judge`. Here and not in `begin`, so that what follows a failure is its frames' retry."""
+        self.wait(begun)
+        frames = begun.frames
         if self._calm:
             self._calm -= 1
         elif self._begun and self._random.random() < self._rate:
@@ -61,7 +73,7 @@ class RaisingJudge:
                 self._calm = len(frames)
             msg = "the engine raises at a marked frame"
             raise RuntimeError(msg)
-        return self._judge.score(frames)
+        return self._judge.finish(begun)
 
 
 class JumpingClock(SystemClock):
@@ -98,7 +110,7 @@ def main() -> int:
     try:
         with EngineJudge(app.loader_of(settings).load()) as whole:
             judge = RaisingJudge(whole, rate, seed)
-            app.serve(settings, judge, on_ready=judge.begin)
+            app.serve(settings, judge, on_ready=judge.start)
     except FramegateError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

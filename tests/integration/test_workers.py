@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from consumer.broker import is_embedded
 from consumer.topics import check_topics, producer_limits
@@ -21,6 +21,7 @@ from consumer.verdict_reader import VerdictReader
 from engine.bundle import write_bundle
 from tests.bundles import small_bundle
 from tests.line import Line
+from tests.lineups import Alone, bundle_of, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,3 +122,74 @@ def collect(line: Line, frames: int) -> list[dict[str, Any]]:
                 enough_s = time.monotonic() + 2.0
             assert time.monotonic() < end_s, f"{len(found)} verdicts of {frames} frames"
     return found
+
+
+def test_an_engine_killed_twice_under_load_costs_no_frame(broker: RunningBroker, tmp_path: Path, unique: str) -> None:
+    """One engine for both workers; it dies in the middle, twice. Each frame is judged once, and as it is offline."""
+    put(tmp_path / "bundle", bundle_of(4))
+    with Line(broker.bootstrap_servers, tmp_path / "line", unique) as line:
+        camera = Camera(line)
+        try:
+            options = ("--workers", "2", "--backend", "onnxruntime", "--session-timeout-s", "6")
+            child = line.consumer(tmp_path / "bundle", *options, "--engine-process", "shared")
+            for turn in (1, 2):
+                camera.send(600)
+                until(lambda: line.metrics().get("framegate_verdicts_total", 0) >= 600 * turn - 500)  # noqa: B023 - at once
+                os.kill(engine_of(child.pid), signal.SIGKILL)
+                until(lambda: restarts(line, "engine") == turn)  # noqa: B023 - the same
+            camera.send(600)
+            verdicts = collect(line, camera.sent)
+            assert len({verdict["verdict_id"] for verdict in verdicts}) == camera.sent == 1800
+            assert len(verdicts) == camera.sent, "no worker died, so nothing is judged twice"
+            expected = Alone().predictions(tmp_path / "bundle", [jpeg(number) for number in range(50)])
+            frames = frames_by_place(line, camera.sent)
+            for verdict in verdicts:
+                alone = expected[frames[verdict["source"]["partition"], verdict["source"]["offset"]]]
+                assert (verdict["decision"], verdict["defect_probability"]) == (
+                    alone.decision,
+                    alone.defect_probability,
+                )
+            assert {verdict["decision"] for verdict in verdicts} >= {"pass", "fail"}
+            assert restarts(line, "0") == restarts(line, "1") == 0
+            text = metrics_text(line)
+            assert 'framegate_engine_batch_frames_count{worker="engine"}' in text
+            assert line.metrics()["framegate_engine_featurizers"] == 1
+            pids = [process.pid for process in psutil.Process(child.pid).children()]
+            assert len(pids) == 3
+            child.terminate()
+            child.wait(PATIENCE_S)
+            assert not any(map(psutil.pid_exists, pids))
+        finally:
+            camera.close()
+
+
+def engine_of(pid: int) -> int:
+    """The engine's process among a supervisor's children."""
+    (engine,) = [child.pid for child in psutil.Process(pid).children() if "consumer.engine_process" in child.cmdline()]
+    return int(engine)
+
+
+def restarts(line: Line, who: str) -> float:
+    """How often it was started again."""
+    mark = f'framegate_worker_restarts_total{{worker="{who}"}} '
+    (value,) = [text.removeprefix(mark) for text in metrics_text(line).splitlines() if text.startswith(mark)]
+    return float(value)
+
+
+def frames_by_place(line: Line, count: int) -> dict[tuple[int, int], int]:
+    """Which of the fifty pictures lies at each partition and offset."""
+    number_of = {jpeg(number): number for number in range(50)}
+    consumer = KafkaConsumer(
+        bootstrap_servers=line.bootstrap_servers, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    try:
+        consumer.assign([TopicPartition(line.frames, number) for number in range(line.partitions)])
+        found: dict[tuple[int, int], int] = {}
+        end_s = time.monotonic() + PATIENCE_S
+        while len(found) < count:
+            assert time.monotonic() < end_s, f"{len(found)} of {count} frames"
+            for records in consumer.poll(timeout_ms=500).values():
+                found |= {(record.partition, record.offset): number_of[record.value] for record in records}
+        return found
+    finally:
+        consumer.close()

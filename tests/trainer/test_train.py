@@ -226,6 +226,7 @@ def test_one_more_head_for_the_same_featurizer(
         TrainSettings(str(screws), tmp_path / "second", featurizer_of=str(trained[0]), seed=9, defect_rate=0.1)
     )
     assert second.graph == first.graph
+    assert first.image.jpeg == "scaled"
     assert second.image == first.image
     assert second.featurizer == first.featurizer
     assert second.head.featurizer == first.head.featurizer
@@ -250,6 +251,8 @@ def test_a_featurizer_of_a_bundle_brings_its_own_size_and_taps(
     )
     with pytest.raises(InputError, match=r"given with --size, --taps, --roi: .*leave these out"):
         train(contrary)
+    with pytest.raises(InputError, match=r"given with --size, --taps, --roi, --jpeg: "):
+        train(replace(contrary, jpeg="whole"))
     with pytest.raises(BundleError, match="is not there"):
         train(TrainSettings(str(screws), tmp_path / "out", featurizer_of=str(tmp_path / "nothing")))
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,114 @@
+"""Reading from the broker in large pieces: everything that is there, and the end of a connection as an error."""
+
+from __future__ import annotations
+
+import inspect
+import select
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kafka.errors import KafkaConnectionError
+from kafka.net import transport as kafka_transport
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+
+from consumer.kafka_transport import PIECE_BYTES, read_in_large_pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FRAME = bytes(range(256)) * 280
+"""70 kB."""
+
+
+class Counted:
+    """A socket that counts how often a read brought something."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.reads = 0
+        self._sock = sock
+
+    def recv_into(self, buffer: memoryview) -> int:
+        received = self._sock.recv_into(buffer)
+        self.reads += 1
+        return received
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """(the broker's, ours) of a TCP connection on loopback; ours does not block, like the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.settimeout(0)
+    with ours, theirs:
+        yield theirs, ours
+
+
+def receive(kind: Any, sock: Any) -> tuple[bytes, Exception | None]:
+    """What the client would be given."""
+    read_in_large_pieces()
+    transport = kind.__new__(kind)
+    transport._sock = sock
+    received, trouble = transport._sock_recv()
+    return bytes(received), trouble
+
+
+@pytest.mark.parametrize("kind", [KafkaTCPTransport, KafkaSSLTransport])
+def test_a_frame_comes_whole_in_a_few_reads(
+    kind: type[KafkaTCPTransport], ends: tuple[socket.socket, socket.socket]
+) -> None:
+    theirs, ours = ends
+    theirs.sendall(FRAME)
+    counted = Counted(ours)
+    got = b""
+    while len(got) < len(FRAME):
+        select.select([ours], [], [], 10)
+        received, trouble = receive(kind, counted)
+        assert trouble is None
+        got += received
+    assert got == FRAME
+    assert counted.reads < len(FRAME) // 4096, "no better than the client's own pieces"
+    assert receive(kind, counted) == (b"", None)
+
+
+def test_more_than_a_piece_comes_in_several(ends: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = ends
+    sent = FRAME * 20
+    sending = threading.Thread(target=theirs.sendall, args=(sent,))
+    sending.start()
+    got = b""
+    while len(got) < len(sent):
+        select.select([ours], [], [], 10)
+        received, trouble = receive(KafkaTCPTransport, ours)
+        assert trouble is None
+        assert len(received) <= PIECE_BYTES
+        got += received
+    sending.join(10)
+    assert got == sent
+
+
+def test_what_came_before_the_end_is_kept(ends: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = ends
+    theirs.sendall(b"last words")
+    theirs.close()
+    received, trouble = receive(KafkaTCPTransport, ours)
+    assert (received, type(trouble)) == (b"last words", KafkaConnectionError)
+
+
+def test_a_connection_that_is_reset_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = ends
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    received, trouble = receive(KafkaTCPTransport, ours)
+    assert received == b""
+    assert isinstance(trouble, KafkaConnectionError)
+    assert isinstance(trouble.args[0], ConnectionResetError)
+
+
+def test_the_client_has_no_better_way_of_its_own() -> None:
+    """When this fails, kafka-python has changed how it reads: see whether our way is still needed."""
+    assert PIECE_BYTES > 4096
+    assert inspect.getsource(kafka_transport).count("self._sock.recv(4096)") == 2
