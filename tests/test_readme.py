@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.metrics import metric_docs
+from consumer.metrics import engine_metric_docs, metric_docs, supervisor_metric_docs
 from framegate import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_metric_named_is_declared() -> None:
     named = set(re.findall(r"framegate_[a-z_]+", README))
-    declared = {doc.name for doc in metric_docs()}
+    declared = {doc.name for doc in (*metric_docs(), *supervisor_metric_docs(), *engine_metric_docs())}
     assert len(named) > 5
     assert named <= declared
 
