@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
+from consumer.bootstrap import NoAnswerError, bootstrapped
 from consumer.errors import BrokerError
 from consumer.topics import producer_limits
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
     from consumer.wire import WireRecord
 
-BOOTSTRAP_S = 10.0
+BOOTSTRAP_S = 60.0
+"""How long a consumer tries to reach its cluster, which `check_topics` did a moment ago: a broker may die between."""
 
 FORCED_S = 1.0
 """How long a sender is waited for that was told to give up."""
@@ -42,7 +45,6 @@ class Connection:
         return {
             "bootstrap_servers": self.bootstrap_servers.split(","),
             "client_id": self.client_id,
-            "bootstrap_timeout_ms": int(BOOTSTRAP_S * 1000),
             "request_timeout_ms": 15_000,
             "reconnect_backoff_max_ms": 2_000,
             "metadata_max_age_ms": 60_000,
@@ -67,17 +69,19 @@ def _producer(
     """A producer that waits for all replicas in sync."""
     common = connection.common()
     common["request_timeout_ms"] = min(common["request_timeout_ms"], int(delivery_timeout_s * 1000))
+    build = partial(
+        KafkaProducer,
+        **common,
+        acks="all",
+        enable_idempotence=idempotent,
+        allow_auto_create_topics=False,
+        **producer_limits(),
+        delivery_timeout_ms=int(delivery_timeout_s * 1000),
+        max_block_ms=int(max_block_s * 1000),
+    )
     try:
-        return KafkaProducer(
-            **common,
-            acks="all",
-            enable_idempotence=idempotent,
-            allow_auto_create_topics=False,
-            **producer_limits(),
-            delivery_timeout_ms=int(delivery_timeout_s * 1000),
-            max_block_ms=int(max_block_s * 1000),
-        )
-    except KafkaError as error:
+        return bootstrapped(build, within_s=BOOTSTRAP_S)
+    except (KafkaError, NoAnswerError) as error:
         raise refused(connection, error) from error
 
 

@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -26,11 +27,19 @@ from kafka.errors import (
 )
 from kafka.structs import MemberState
 
+from consumer.bootstrap import NoAnswerError, bootstrapped
 from consumer.claims import Claim
 from consumer.delivery import Delivery
 from consumer.errors import BrokerError
 from consumer.events import Position
-from consumer.kafka_client import close_producer, idempotent_producer, plain_producer, refused, send
+from consumer.kafka_client import (
+    BOOTSTRAP_S,
+    close_producer,
+    idempotent_producer,
+    plain_producer,
+    refused,
+    send,
+)
 from consumer.kafka_transport import read_in_large_pieces
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
@@ -177,24 +186,26 @@ class KafkaSource:
         self._closed = False
         session_ms = int(session_timeout_s * 1000)
         read_in_large_pieces()
+        build = partial(
+            KafkaConsumer,
+            **connection.common(),
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            allow_auto_create_topics=False,
+            partition_assignment_strategy=(_Assignor(self._held_when_joining),),
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=min(3_000, session_ms // 6),
+            max_poll_interval_ms=max(60_000, session_ms),
+            fetch_max_wait_ms=int(fetch_wait_s * 1000),
+            fetch_max_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            receive_message_max_bytes=4 * FETCH_BYTES,
+        )
         try:
-            self._consumer = KafkaConsumer(
-                **connection.common(),
-                group_id=group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
-                partition_assignment_strategy=(_Assignor(self._held_when_joining),),
-                session_timeout_ms=session_ms,
-                heartbeat_interval_ms=min(3_000, session_ms // 6),
-                max_poll_interval_ms=max(60_000, session_ms),
-                fetch_max_wait_ms=int(fetch_wait_s * 1000),
-                fetch_max_bytes=FETCH_BYTES,
-                max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
-                receive_message_max_bytes=4 * FETCH_BYTES,
-            )
-        except KafkaError as error:
+            self._consumer = bootstrapped(build, within_s=BOOTSTRAP_S)
+        except (KafkaError, NoAnswerError) as error:
             raise refused(connection, error) from error
         self._consumer.subscribe([topic], listener=self._changes)
 

@@ -30,10 +30,9 @@ admin interface asks without creating.
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -41,10 +40,9 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import collect_hosts
 from kafka.errors import KafkaConfigurationError, KafkaError, RetriableError, for_code
-from kafka.net.compat import KafkaNetClient
 
+from consumer.bootstrap import NoAnswerError, bootstrapped
 from consumer.errors import BrokerError, SettingsError, TopicError
-from consumer.overheard import overhear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -287,45 +285,19 @@ def _ask(
 
 def _connect(settings: Mapping[str, Any], timeout_s: float) -> Any:
     """An admin client that has the cluster's metadata; where that fails nothing is left behind."""
-    built: list[KafkaNetClient] = []
-    closing = threading.Lock()
-
-    def build(**configs: Any) -> KafkaNetClient:
-        built.append(KafkaNetClient(**configs))
-        return built[-1]
-
-    def close() -> None:
-        with closing:
-            while built:
-                # Woken by it, the constructor closes what it has as well, and then there is nothing left to wake.
-                with suppress(RuntimeError):
-                    built.pop().close()
-
-    # A client that fails in its constructor leaves its thread running, and its TLS handshake knows no timeout: a
-    # listener that does not speak TLS and stays silent would hold us for ever.
-    watchdog = threading.Timer(timeout_s + 1.0, close)
-    watchdog.daemon = True
-    watchdog.start()
-    heard = None
     try:
-        with overhear(close) as heard:
-            return KafkaAdminClient(**settings, bootstrap_timeout_ms=int(timeout_s * 1000), kafka_client=build)
+        return bootstrapped(partial(KafkaAdminClient, **settings), within_s=timeout_s)
     except KafkaConfigurationError as error:
         msg = f"a setting of the Kafka client is wrong: {error}"
         raise SettingsError(msg) from error
-    except (KafkaError, OSError, ValueError) as error:
-        close()
+    except NoAnswerError as error:
         servers = settings["bootstrap_servers"]
-        why = error if heard is None or not heard.reason else heard.reason
-        if heard is not None and heard.for_good:
+        if error.for_good:
             cure = "see user and password, the certificates, and the key with its password"
-            msg = f"the broker at {servers} does not let us in: {why}; {cure}"
+            msg = f"the broker at {servers} does not let us in: {error.reason}; {cure}"
         else:
-            msg = f"the broker at {servers} gives no answer: {why}; is it Kafka, do the security settings fit?"
+            msg = f"the broker at {servers} gives no answer: {error.reason}; is it Kafka, do the security settings fit?"
         raise BrokerError(msg) from error
-    finally:
-        watchdog.cancel()
-        watchdog.join(1.0)
 
 
 def _wait_for_listener(bootstrap_servers: str, deadline_s: float, timeout_s: float) -> None:

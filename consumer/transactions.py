@@ -394,6 +394,7 @@ class TransactionalSink:
         try:
             producer = KafkaProducer(
                 **common,
+                bootstrap_timeout_ms=int(OPEN_S * 1000),
                 acks="all",
                 enable_idempotence=True,
                 transactional_id=self._id,
