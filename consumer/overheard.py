@@ -47,18 +47,28 @@ class Overheard(logging.Handler):
             threading.Thread(target=self._give_up, name="give-up", daemon=True).start()
 
 
+_entering = threading.Lock()
+_listening: list[tuple[Overheard, int, bool]] = []
+"""Who listens, with the level and the propagation that the logger had before."""
+
+
 @contextmanager
 def overhear(give_up: Callable[[], None]) -> Iterator[Overheard]:
-    """Listen inside the block; what is heard goes nowhere else."""
+    """Listen inside the block; what is heard goes nowhere else. Blocks may overlap: each then hears all of them."""
     logger = logging.getLogger(CONNECTIONS)
     heard = Overheard(give_up)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(heard)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
+    with _entering:
+        before = _listening[0][1:] if _listening else (logger.level, logger.propagate)
+        _listening.append((heard, *before))
+        logger.addHandler(heard)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
     try:
         yield heard
     finally:
-        logger.removeHandler(heard)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        with _entering:
+            _listening.remove((heard, *before))
+            logger.removeHandler(heard)
+            if not _listening:  # the last one out, who need not be the first one in
+                level, logger.propagate = before
+                logger.setLevel(level)

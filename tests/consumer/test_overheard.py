@@ -44,3 +44,14 @@ def test_the_clients_logger_is_left_as_it_was() -> None:
     with overhear(lambda: None):
         pass
     assert (log.level, log.propagate, list(log.handlers)) == before
+
+
+def test_two_that_overlap_leave_it_so_too() -> None:
+    before = (log.level, log.propagate, list(log.handlers))
+    first, second = overhear(lambda: None), overhear(lambda: None)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not log.propagate, "the second still listens"
+    second.__exit__(None, None, None)
+    assert (log.level, log.propagate, list(log.handlers)) == before
