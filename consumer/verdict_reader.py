@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 
+from consumer.bootstrap import NoAnswerError, bootstrapped
+from consumer.errors import BrokerError
 from consumer.topics import consumer_limits
 from consumer.wire import parse_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+CONNECT_S = 10.0
 
 
 class VerdictReader:
@@ -19,8 +26,18 @@ class VerdictReader:
     def __init__(
         self, bootstrap_servers: str, topic: str = "verdicts", client: Mapping[str, object] | None = None
     ) -> None:
-        """Connect. `client` holds further settings of kafka-python's consumer, such as TLS."""
-        self._consumer = KafkaConsumer(
+        """Connect.
+
+        Args:
+            bootstrap_servers: host:port, comma-separated.
+            topic: where the verdicts are.
+            client: further settings of kafka-python's consumer, such as TLS.
+
+        Raises:
+            BrokerError: the cluster does not answer.
+        """
+        build = partial(
+            KafkaConsumer,
             bootstrap_servers=bootstrap_servers,
             group_id=None,
             auto_offset_reset="earliest",
@@ -31,7 +48,12 @@ class VerdictReader:
             **consumer_limits(),
             **(client or {}),
         )
-        partitions = [TopicPartition(topic, number) for number in self._consumer.partitions_for_topic(topic) or ()]
+        try:
+            self._consumer = bootstrapped(build, within_s=CONNECT_S)
+            partitions = [TopicPartition(topic, number) for number in self._consumer.partitions_for_topic(topic) or ()]
+        except (KafkaError, NoAnswerError) as error:
+            msg = f"verdicts cannot be read from {bootstrap_servers}: {error}; see that the broker runs"
+            raise BrokerError(msg) from error
         self._consumer.assign(partitions)
         self._consumer.seek_to_beginning(*partitions)
 
