@@ -38,7 +38,7 @@ faults: .dev ## break a plant of three brokers for 25 minutes at most, and check
 	@PYTHON="$(PYTHON)" .ci/setup.sh system
 	@$(BIN)/python -m tests.faults.run $(ARGS)
 
-soak: .dev ## frames at capacity for 30 minutes with a bundle replaced every minute; ARGS="--minutes 5"
+soak: .dev ## frames at capacity for 35 minutes with a bundle replaced every minute; ARGS="--minutes 5"
 	@PYTHON="$(PYTHON)" .ci/setup.sh system
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
