@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import select
 import socket
+import ssl
 import struct
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,13 @@ from kafka.errors import KafkaConnectionError
 from kafka.net import transport as kafka_transport
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
+from consumer import kafka_transport as ours_transport
 from consumer.kafka_transport import PIECE_BYTES, read_in_large_pieces
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 FRAME = bytes(range(256)) * 280
 """70 kB."""
@@ -88,6 +92,40 @@ def test_more_than_a_piece_comes_in_several(ends: tuple[socket.socket, socket.so
         got += received
     sending.join(10)
     assert got == sent
+
+
+def test_tls_keeps_nothing_back(
+    ends: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What TLS has decrypted and not handed over wakes nobody: were it left, the last of an answer would never come."""
+    monkeypatch.setattr(ours_transport, "PIECE_BYTES", 1000)  # less than a record of TLS: something is left in each
+    monkeypatch.setattr(ours_transport, "_reading", threading.local())
+    authority = Authority(tmp_path, "authority")
+    theirs, ours = ends
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*authority.sign("broker"))
+    trusting = ssl.create_default_context(cafile=str(authority.certificate))
+    sent = FRAME * 20
+
+    def send() -> None:
+        with serving.wrap_socket(theirs, server_side=True) as secured:
+            secured.sendall(sent)
+            assert secured.recv(1) == b"!"
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    ours.settimeout(10)
+    with trusting.wrap_socket(ours, server_hostname="127.0.0.1") as secured:
+        secured.settimeout(0)
+        got = b""
+        while len(got) < len(sent):
+            assert select.select([secured], [], [], 10)[0], f"{len(sent) - len(got)} bytes never came"
+            received, trouble = receive(KafkaSSLTransport, secured)
+            assert trouble is None
+            got += received
+        assert got == sent
+        secured.send(b"!")
+        sending.join(10)
 
 
 def test_what_came_before_the_end_is_kept(ends: tuple[socket.socket, socket.socket]) -> None:
