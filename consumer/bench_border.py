@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from consumer.bench_crossing import border_alone, crowd
 from consumer.bench_jobs import COMMAND, SPEC, USED
-from consumer.bench_stream import DIFFERENT, HEIGHT_PX, IDLE_EXIT_S, QUALITY, WIDTH_PX, jpegs
-from consumer.bench_stream import _cluster as cluster_for
-from consumer.bench_stream import _decode_on as decode_on
-from consumer.bench_stream import _make as make_topics
-from consumer.bench_stream import _run as run_contestant
+from consumer.bench_runs import (
+    DIFFERENT,
+    HEIGHT_PX,
+    IDLE_EXIT_S,
+    QUALITY,
+    WIDTH_PX,
+    cluster_for,
+    decode_on,
+    jpegs,
+    make_topics,
+    run_contestant,
+)
 from consumer.plain_stream import preload
 from engine.backend import SLOTS
 from engine.bundle import write_bundle
@@ -35,7 +42,7 @@ from engine.streams import cores
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from consumer.bench_stream import Cluster, Run
+    from consumer.bench_runs import Cluster, Run
 
 FULL = 32
 """Frames in the batch at which the modelled GPU has the speed that was asked for."""

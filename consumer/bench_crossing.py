@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from consumer.bench_jobs import COMMAND, SPEC
-from consumer.bench_stream import _own_cpu_s as own_cpu_s
+from consumer.bench_runs import own_cpu_s
 from consumer.children import bound_command
 from consumer.config import Settings
 from consumer.errors import ChildError

@@ -7,32 +7,35 @@ run, so that starting, joining and ending do not count; processor time from the 
 
 from __future__ import annotations
 
-import bisect
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from consumer import bench_latency
 from consumer.bench_jobs import COMMAND, SPEC
-from consumer.broker import EmbeddedBroker, is_embedded
-from consumer.children import bound_command
-from consumer.errors import ChildError
-from consumer.plain_stream import answer_times, preload
-from consumer.topics import check_topics, ensure_topics
+from consumer.bench_runs import (
+    DIFFERENT,
+    HEIGHT_PX,
+    IDLE_EXIT_S,
+    QUALITY,
+    WIDTH_PX,
+    cluster_for,
+    decode_on,
+    jpegs,
+    make_topics,
+    run_contestant,
+)
+from consumer.plain_stream import preload
 from engine.bench import two_in_flight
 from engine.bundle import write_bundle
 from engine.choice import open_for
@@ -40,35 +43,19 @@ from engine.heads import stack
 from engine.laps import race
 from engine.preprocess import preprocess
 from engine.processor import cpu_name
-from engine.stand_in import pictures, stand_in
+from engine.stand_in import stand_in
 from engine.streams import cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from consumer.bench_latency import Latency
+    from consumer.bench_runs import Cluster, Run
     from engine.bundle import Bundle
     from engine.laps import Laps
 
-WIDTH_PX, HEIGHT_PX, QUALITY, NOISE = 640, 480, 90, 5.0
-"""A frame: about 70 kB, as cameras' frames are. Noise in grey values."""
-
-DIFFERENT = 64
-"""Frames that differ from each other."""
-
-BEGIN, END = 0.2, 0.8
-"""The middle of a run: the part of its verdicts that is measured."""
-
-SETTLED = 0.6
-"""A change of owners before this part of the verdicts moves the beginning; one behind it belongs to the end."""
-
-IDLE_EXIT_S = 1.0
-RUN_S = 180.0
-SAMPLE_S = 0.05
-
 KEEPS_UP = 0.9
 """Of the plain loop's rate: at more than that its latency says only how long the run was."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +83,6 @@ class Plan:
     latency_s: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run of one contestant: verdicts a second, and microseconds of processor time a frame.
-
-    Attributes:
-        broker_us: the broker's; None where its process is not ours to see.
-    """
-
-    per_s: float
-    cpu_us: float
-    broker_us: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Where the frames lie."""
-
-    bootstrap_servers: str
-    client: Mapping[str, Any]
-    broker_pid: int | None
-    embedded: bool
-
-
 def bench_stream(
     plan: Plan,
     *,
@@ -140,13 +104,13 @@ def bench_stream(
     """
     with ExitStack() as stack_:
         folder = Path(stack_.enter_context(tempfile.TemporaryDirectory(prefix="framegate-bench-")))
-        cluster = stack_.enter_context(_cluster(bootstrap_servers, client or {}))
+        cluster = stack_.enter_context(cluster_for(bootstrap_servers, client or {}))
         bundle = stand_in(SPEC.width_px)
         write_bundle(folder / "bundle", bundle)
         payloads = jpegs(DIFFERENT)
         mark = uuid.uuid4().hex[:8]
         frames = f"frames-bench-{mark}"
-        _make(cluster, frames, f"verdicts-bench-{mark}-none", plan.partitions)
+        make_topics(cluster, frames, f"verdicts-bench-{mark}-none", plan.partitions)
         tick("preloading", 0, plan.rounds)
         preload(
             cluster.bootstrap_servers,
@@ -170,8 +134,10 @@ def bench_stream(
             for name in names[first:] + names[:first]:
                 tick(name, done, plan.rounds)
                 verdicts = f"verdicts-bench-{mark}-{name}-{done}"
-                _make(cluster, frames, verdicts, plan.partitions)
-                runs[name].append(_run(contestants[name](frames, verdicts), cluster, verdicts, plan.frames, folder))
+                make_topics(cluster, frames, verdicts, plan.partitions)
+                runs[name].append(
+                    run_contestant(contestants[name](frames, verdicts), cluster, verdicts, plan.frames, folder)
+                )
         latency = _latency(plan, cluster, folder, payloads, runs, mark, tick) if plan.latency_s else []
         return _result(plan, cluster, alone, lone, runs, load) | {"latency": bench_latency.keys(latency)}
 
@@ -209,7 +175,7 @@ def _latency(
                 command, workers = names[name]
                 frames = f"frames-latency-{mark}-{len(loads)}-{name}-{done}"
                 verdicts = f"verdicts-latency-{mark}-{len(loads)}-{name}-{done}"
-                _make(cluster, frames, verdicts, plan.partitions)
+                make_topics(cluster, frames, verdicts, plan.partitions)
                 place = bench_latency.Place(
                     cluster.bootstrap_servers,
                     cluster.client,
@@ -224,17 +190,6 @@ def _latency(
     return loads
 
 
-def jpegs(count: int) -> list[bytes]:
-    """So many different frames."""
-    rng = np.random.default_rng(2)
-    encoded = []
-    for picture in pictures(SPEC.width_px, count):
-        large = cv2.resize(picture, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
-        noisy = (large + rng.normal(0, NOISE, large.shape)).clip(0, 255).astype(np.uint8)
-        encoded.append(cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
-    return encoded
-
-
 class _Alone:
     """Decoding and inference with nothing around them, each at the best of a few ways."""
 
@@ -243,7 +198,7 @@ class _Alone:
         self._seconds = plan.alone_s
         heads = stack([bundle.head])
         images = np.stack([preprocess(payload, SPEC) for payload in payloads])
-        self._decode = {f"{n} threads": partial(_decode_on, payloads, n) for n in sorted({1, cores(), cores() + 1})}
+        self._decode = {f"{n} threads": partial(decode_on, payloads, n) for n in sorted({1, cores(), cores() + 1})}
         self._infer = {
             f"batch {size}": two_in_flight(self._backend, images, heads, size)
             for size in (1, 8, 32)
@@ -268,27 +223,6 @@ class _Alone:
 
     def close(self) -> None:
         self._backend.close()
-
-
-def _decode_on(payloads: Sequence[bytes], threads: int, seconds: float) -> int:
-    """Decode on so many threads for so long."""
-    done: list[int] = []
-    end_s = time.perf_counter() + seconds
-
-    def work(first: int) -> None:
-        count = 0
-        out = np.empty((SPEC.height_px, SPEC.width_px, 3), np.uint8)
-        while not count or time.perf_counter() < end_s:
-            preprocess(payloads[(first + count) % len(payloads)], SPEC, out)
-            count += 1
-        done.append(count)
-
-    crew = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-    for thread in crew:
-        thread.start()
-    for thread in crew:
-        thread.join()
-    return sum(done)
 
 
 def _contestants(
@@ -361,103 +295,6 @@ def _contestants(
     if not cluster.embedded:
         found["ours_cpu_exactly_once"] = partial(whole, "exactly-once", plan.workers)
     return found
-
-
-def _run(command: Sequence[str], cluster: Cluster, verdicts: str, frames: int, folder: Path) -> Run:
-    """One contestant's run, from its start to its end."""
-    log = folder / f"{verdicts}.log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            bound_command(command), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
-        )
-        samples: list[tuple[float, float, float]] = []
-        end_s = time.monotonic() + RUN_S
-        try:
-            while process.poll() is None and time.monotonic() < end_s:
-                samples.append((time.time(), _cpu_s(process.pid), _own_cpu_s(cluster.broker_pid)))
-                time.sleep(SAMPLE_S)
-        finally:
-            process.kill()
-            process.wait()
-    times = answer_times(cluster.bootstrap_servers, verdicts, frames, cluster.client)
-    if len(times) < frames:
-        said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        msg = f"{verdicts} got {len(times)} verdicts for {frames} frames; it wrote last: {said}"
-        raise ChildError(msg)
-    last = int(len(times) * END)
-    stop_s = times[last]
-    settled_s = _settled_s(log, before_s=times[int(len(times) * SETTLED)])
-    first = max(int(len(times) * BEGIN), bisect.bisect(times, settled_s))
-    begin_s = times[first]
-    answered = last - first
-    at = np.array(samples)
-    own_s, broker_s = (
-        float(np.interp(stop_s, at[:, 0], at[:, column]) - np.interp(begin_s, at[:, 0], at[:, column]))
-        for column in (1, 2)
-    )
-    broker_us = broker_s / answered * 1e6 if cluster.broker_pid is not None else None
-    return Run(answered / (stop_s - begin_s), own_s / answered * 1e6, broker_us)
-
-
-def _settled_s(log: Path, *, before_s: float) -> float:
-    """When a partition last had another owner, by what our consumers log; 0 where nothing is said of it before then.
-
-    Workers do not join at the same moment, and until all have their partitions, it is not all of them that is measured.
-    """
-    settled_s = 0.0
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-            at_s, what = float(event["at"]), str(event["what"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if what.startswith("partitions ") and at_s < before_s:
-            settled_s = max(settled_s, at_s)
-    return settled_s
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor seconds of a process and of those that it has started."""
-    total = _own_cpu_s(pid)
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue
-        total += sum(_cpu_s(int(child)) for child in children)
-    return total
-
-
-def _own_cpu_s(pid: int | None) -> float:
-    """Processor seconds of one process; 0 where it is not there or the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-@contextmanager
-def _cluster(bootstrap_servers: str | None, client: Mapping[str, Any]) -> Iterator[Cluster]:
-    """The one that is named, or an embedded broker for as long as this lasts."""
-    if bootstrap_servers is not None:
-        state = check_topics(bootstrap_servers, [], client=client)
-        yield Cluster(bootstrap_servers, client, None, is_embedded(state.cluster_id))
-        return
-    with EmbeddedBroker() as broker:
-        yield Cluster(broker.bootstrap_servers, {}, broker.pid, embedded=True)
-
-
-def _make(cluster: Cluster, frames: str, verdicts: str, partitions: int) -> None:
-    ensure_topics(
-        cluster.bootstrap_servers,
-        partitions=partitions,
-        replication=1,
-        frames=frames,
-        verdicts=verdicts,
-        dead=f"{frames}-dead",
-        client=cluster.client,
-    )
 
 
 def _result(

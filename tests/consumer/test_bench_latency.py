@@ -13,7 +13,7 @@ import pytest
 
 from consumer.bench_jobs import COMMAND
 from consumer.bench_latency import Latency, Place, _collect, _settled, arrivals, keys, latency_of, run
-from consumer.bench_stream import jpegs
+from consumer.bench_runs import jpegs
 from consumer.errors import ChildError
 from consumer.plain_stream import Answer, station_of
 from consumer.topics import ensure_topics

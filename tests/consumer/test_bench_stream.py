@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 import framegate
 from consumer.bench_jobs import NullJudge
-from consumer.bench_stream import HEIGHT_PX, WIDTH_PX, Plan, _cpu_s, _settled_s, bench_stream, jpegs
+from consumer.bench_runs import HEIGHT_PX, WIDTH_PX, cpu_s, jpegs, settled_s
+from consumer.bench_stream import Plan, bench_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,7 @@ def busy_child() -> Iterator[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processor times of others are read as Linux tells them")
 def test_processor_time_counts_what_children_use(busy_child: int) -> None:
-    while _cpu_s(busy_child) < 0.2:  # the parent alone would never use so much
+    while cpu_s(busy_child) < 0.2:  # the parent alone would never use so much
         pass
 
 
@@ -70,8 +71,8 @@ def test_the_middle_of_a_run_begins_when_all_workers_have_their_partitions(tmp_p
     events += [(9.0, "the source is ready"), (20.0, "partitions assigned: f-0")]
     lines = [json.dumps({"at": at_s, "what": what}) for at_s, what in events]
     log.write_text("\n".join(["not JSON", "[1]", *lines]))
-    assert _settled_s(log, before_s=15.0) == 8.0, "the last belongs to the end"
-    assert _settled_s(log, before_s=1.0) == 0.0
+    assert settled_s(log, before_s=15.0) == 8.0, "the last belongs to the end"
+    assert settled_s(log, before_s=1.0) == 0.0
 
 
 @pytest.mark.slow
