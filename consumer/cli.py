@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from consumer.cli_options import client_config as client_config_option
 from engine.choice import BACKENDS
 from engine.cli_build import take_settings, tensorrt_settings
 from engine.command import VERB, print_json
@@ -23,12 +24,6 @@ Examples:
 
 _SERVERS = click.option(
     "--bootstrap-servers", default="localhost:9092", metavar="HOST:PORT,…", help="The Kafka brokers."
-)
-_CLIENT = click.option(
-    "--client-config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="TLS and SASL settings of the Kafka client: name=value lines (security.protocol=SASL_SSL) or TOML.",
 )
 
 
@@ -123,7 +118,7 @@ _CLIENT = click.option(
     metavar="S",
     help="Seconds a dead consumer keeps its partitions. Default: 10, on the embedded broker 6.",
 )
-@_CLIENT
+@client_config_option
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
 @tensorrt_settings
 @click.option(
@@ -189,7 +184,7 @@ _NAMES = (
 
 def _named(command: Any) -> Any:
     """The options that both commands share."""
-    for option in reversed((_SERVERS, _CLIENT, *_NAMES)):
+    for option in reversed((_SERVERS, client_config_option, *_NAMES)):
         command = option(command)
     return command
 

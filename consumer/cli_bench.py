@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer.cli_options import client_config as client_config_option
 from engine.choice import BACKENDS
 from engine.command import VERB, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 _EXAMPLE = """\b
 Examples:
@@ -22,12 +23,7 @@ Examples:
 
 @click.command(context_settings=VERB, epilog=_EXAMPLE)
 @click.option("--bootstrap-servers", metavar="HOST:PORT,…", help="Kafka brokers. Default: an embedded one of its own.")
-@click.option(
-    "--client-config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="TLS and SASL settings of the Kafka client.",
-)
+@client_config_option
 @click.option("--frames", default=4000, type=click.IntRange(min=200), help="Frames on the topic.")
 @click.option("--rounds", default=3, type=click.IntRange(min=1), help="Runs of each contestant.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers of our consumer.  [default: the cores]")
@@ -110,12 +106,7 @@ Examples:
 
 @click.command(context_settings=VERB, epilog=_BORDER_EXAMPLE)
 @click.option("--bootstrap-servers", metavar="HOST:PORT,…", help="Kafka brokers. Default: an embedded one of its own.")
-@click.option(
-    "--client-config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="TLS and SASL settings of the Kafka client.",
-)
+@client_config_option
 @click.option("--frames", default=4000, type=click.IntRange(min=200), help="Frames on the topic.")
 @click.option("--rounds", default=3, type=click.IntRange(min=1), help="Runs of the whole.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers of our consumer.  [default: the cores]")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from consumer.cli_options import client_config as client_config_option
 from consumer.errors import BrokerError, SettingsError
 from engine.command import VERB, print_json
 
@@ -39,12 +40,7 @@ Examples:
 @click.option("--shuffle", type=int, metavar="SEED", help="Send in a random order, the same for the same SEED.")
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to publish to; it must exist.")
 @click.option("--bootstrap-servers", default="localhost:9092", metavar="HOST:PORT,…", help="The Kafka brokers.")
-@click.option(
-    "--client-config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="TLS and SASL settings of the Kafka client: name=value lines (security.protocol=SASL_SSL) or TOML.",
-)
+@client_config_option
 @click.option(
     "--sent",
     type=click.Path(path_type=Path, dir_okay=False),
