@@ -155,9 +155,10 @@ install_python_packages() {
     fi
     say "Installing requirements/$set.txt into $venv (the first time takes a minute)"
     touch "$venv/.incomplete"
-    # --only-binary: a missing wheel ends here with its name, not in a compiler's output.
+    # --only-binary: a missing wheel ends here with its name, not in a compiler's output. pyspark has none: it is Python and
+    # jars alone, built by what requirements/build.txt pins.
     pip_install --require-hashes --only-binary :all: -r requirements/build.txt &&
-        pip_install --require-hashes --only-binary :all: -r "requirements/$set.txt" &&
+        pip_install --require-hashes --only-binary :all: --no-binary pyspark --no-build-isolation -r "requirements/$set.txt" &&
         pip_install --no-deps --no-build-isolation --editable . ||
         fail "pip could not install requirements/$set.txt; its own words are above." \
             "Behind a proxy or with an own package index: set HTTPS_PROXY, PIP_INDEX_URL, PIP_CERT, then run make again."
@@ -197,11 +198,33 @@ install_java_and_maven() {
     apt_install "${missing[@]}"
 }
 
+# What only some tests need, each on its own: a machine without one of them skips those tests and says so.
 install_system_packages() {
-    if java_is_new_enough && command -v mvn >/dev/null; then return; fi
-    if apt_may_install && install_java_and_maven && java_is_new_enough && command -v mvn >/dev/null; then return; fi
-    say "Note: Java $oldest_java or newer and Maven are not both here, so the tests on Apache Kafka will be skipped." \
-        "To run them: apt install openjdk-17-jre-headless maven"
+    if ! java_is_new_enough || ! command -v mvn >/dev/null; then
+        { apt_may_install && install_java_and_maven && java_is_new_enough && command -v mvn >/dev/null; } ||
+            say "Note: Java $oldest_java or newer and Maven are not both here, so the tests on Apache Kafka and Apache Spark will be" \
+                "skipped. To run them: apt install openjdk-17-jre-headless maven"
+    fi
+    if ! command -v chromium >/dev/null; then
+        { apt_may_install && apt_install chromium; } ||
+            say "Note: there is no chromium here, so the tests in a browser will be skipped. To run them: apt install chromium"
+    fi
+    if ! command -v npm >/dev/null; then
+        { apt_may_install && apt_install nodejs npm; } ||
+            say "Note: there is no npm here, so the tests on Azurite will be skipped. To run them: apt install nodejs npm"
+    fi
+    if command -v npm >/dev/null; then
+        install_node_packages || say "Note: npm could not install tests/node, so the tests on Azurite will be skipped."
+    fi
+}
+
+install_node_packages() {
+    local key
+    key=$(sha256sum tests/node/package-lock.json | cut -d ' ' -f 1)
+    [ "$(cat tests/node/node_modules/.installed 2>/dev/null || true)" != "$key" ] || return 0
+    say "Installing tests/node (the first time takes a minute)"
+    npm ci --prefix tests/node --no-audit --no-fund --loglevel=error --ignore-scripts >/dev/null 2>&1 </dev/null &&
+        echo "$key" >tests/node/node_modules/.installed
 }
 
 # --- pinned requirements ----------------------------------------------------------------------------------------

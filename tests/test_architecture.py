@@ -24,11 +24,14 @@ OURS = (".ci", ".github", "deploy", "docs", "requirements", "tests", *ROOMS)
 """Folders of the repository; with the files at the top, all that is committed."""
 
 
+OTHERS = {"__pycache__", "node_modules"}
+
+
 def project_files() -> Iterator[Path]:
     """Every file that is ours. Walked rather than asked of git, which a machine that only runs this need not have."""
     yield from (path for path in ROOT.iterdir() if path.is_file())
     for folder in OURS:
-        yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and not OTHERS & {*path.parts})
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
