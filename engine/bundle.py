@@ -178,6 +178,23 @@ def open_bundle(location: str | Path, *, at: Path | None = None) -> Bundle:
     return _checked(where, _read_zip(place, where) if place.is_file() else _read_folder(place, where), pinned)
 
 
+def read_report(location: str | Path, name: str) -> bytes:
+    """One file of a bundle's report, from `report/` on; the bundle is checked as `open_bundle` does.
+
+    Raises:
+        BundleError: as `open_bundle`, or the report has no such file.
+    """
+    where = shown(str(location))
+    place = bundle_path(str(location))
+    files = _read_zip(place, where) if place.is_file() else _read_folder(place, where)
+    _checked(where, files, _split_pin(str(location))[1])
+    try:
+        return files[f"report/{name}"]
+    except KeyError as error:
+        msg = f"bundle {where} has no {name} in its report: expected one of a newer version; train it again"
+        raise BundleError(msg) from error
+
+
 def _checked(where: str, files: Mapping[str, bytes], pinned: str | None) -> Bundle:
     """The bundle that these files are, every byte of them looked at. Raises as `open_bundle`."""
     manifest = _manifest(where, files)

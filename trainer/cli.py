@@ -22,7 +22,7 @@ Example:
 
 
 @click.command(context_settings=VERB, epilog=_TRAIN_EXAMPLE)
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle to write: a new folder, or a .zip.")
 @click.option("--name", help="Name of the model in verdicts; by default the bundle's own.")
 @click.option("--model-version", default="1", help="Version of the model in verdicts.")
@@ -43,6 +43,13 @@ Example:
     metavar="BUNDLE",
     help="One more head for the featurizer of BUNDLE, with its input size and region: both can be served side by side.",
 )
+@click.option("--refine", metavar="BUNDLE", help="Train again on what BUNDLE was trained on, with further labels.")
+@click.option(
+    "--reviews",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="CSV or JSON lines with file and label: the further labels of --refine.",
+)
 @click.option("--roi", help="Region of interest as fractions left,top,right,bottom of the image, cut before resizing.")
 @click.option(
     "--jpeg",
@@ -59,7 +66,7 @@ Example:
 @click.option("--cost-review", default=0.5, help="What an inspector's look costs; 0 for no review band.")
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
+def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes.
 
     Classes come from folders (good/, fail/) or from names (cat.12.jpg, dog.7.jpg).
@@ -86,6 +93,8 @@ def train(source: str, out: Path, *, as_json: bool, **options: Any) -> None:
         defect_rate=options["defect_rate"],
         costs=Costs(options["cost_escape"], options["cost_false_reject"], options["cost_review"]),
         held_out=options["held_out"],
+        refine=options["refine"],
+        reviews=options["reviews"],
     )
     with progress_bar(stays=True) as show:
 
@@ -180,6 +189,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"held out {held['images']} images, {held['defects']} defects: AUROC {held['auroc']:.4f}, "
         f"defects not passed {held['recall']:.3f}, good parts failed {held['false_reject_rate']:.3f}"
     )
+    if "refined" in summary:
+        _print_refined(summary["refined"])
     for check, state in summary["camera_checks"].items():
         click.echo(f"camera   {check} check {state}")
     for note in summary["notes"]:
@@ -188,6 +199,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
         name, why = summary["skipped"][0]
         click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
     click.echo(f"took     {summary['seconds']:.1f} s")
+
+
+def _print_refined(refined: dict[str, Any]) -> None:
+    click.echo(
+        f"reviews  {refined['new']} new images, {refined['relabelled']} labels changed, "
+        f"{refined['confirmed']} confirmed; "
+        f"the earlier bundle on the same held-out images: AUROC {refined['before']['auroc']:.4f}"
+    )
 
 
 def _print_chosen(chosen: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ MINIMUM_PER_CLASS = 10
 
 CLASSES = 2
 
-How = Literal["folders", "names", "csv"]
+How = Literal["folders", "names", "csv", "reviews"]
 
 # fmt: off
 PASS_WORDS = frozenset({
@@ -65,6 +65,7 @@ class Sample:
         is_defect: whether that is the fail class.
         group: images of one group (part, board, shift) never lie on both sides of a split; None: it stands alone.
         extra: further columns of the CSV file, never trained on: for metrics by kind, station or difficulty.
+        held_out: on which side of the split it is, where that is known from an earlier training.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Sample:
     is_defect: bool
     group: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+    held_out: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from trainer.classifier import Recipe, Scores, at_rows, evidence_out_of_fold, po
 from trainer.dataset import Dataset, median_size, open_dataset
 from trainer.judge import Judge
 from trainer.progress import Step
-from trainer.split import grouped_folds, holdout
+from trainer.split import grouped_folds, holdout, holdout_again
 from trainer.tiling import tiled
 from trainer.turns import AS_TAKEN, MIRRORED, all_turns
 
@@ -73,6 +73,7 @@ class Request:
         tile_px: (width, height) of the tiles that the images' own size is to be cut into, where no image is given.
         jpeg: how its JPEGs are decoded, where no image is given.
         featurizer: the deepest cut to consider; where `is_pinned`, the only one.
+        whole: what to featurize with, where another one holds the pinned one's features, and has them already.
     """
 
     seed: int
@@ -82,6 +83,7 @@ class Request:
     is_pinned: bool
     tile_px: tuple[int, int] | None = None
     jpeg: str = "scaled"
+    whole: FeaturizerSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +93,7 @@ class Chosen:
     Attributes:
         used, held: rows of `data` to fit on, and to measure on.
         features: of all of `data`, with at least the featurizer's taps.
+        extracted: the featurizer that they are of.
         table: what the recipe is fitted on: the featurizer's part of the features, with as many views as it asks for.
         told: what was tried, what it costs and gives; plain values.
     """
@@ -99,6 +102,7 @@ class Chosen:
     used: np.ndarray
     held: np.ndarray
     features: FeatureSet
+    extracted: FeaturizerSpec
     table: Table
     image: ImageSpec
     featurizer: FeaturizerSpec
@@ -115,11 +119,12 @@ def choose(source: Source, labelling: Labelling, request: Request, progress: Cal
         InputError: the features would take too much memory.
     """
     sizes = _sizes(source, labelling, request)
-    whole = request.featurizer if request.is_pinned else replace(request.featurizer, embedding=True)
+    whole = request.whole or request.featurizer
+    whole = whole if request.is_pinned else replace(whole, embedding=True)
     data, features = open_dataset(source, labelling, sizes.base, whole, _steps(progress, "featurize"))
-    used, held = holdout(data.defect, data.groups, share=HELD_OUT_SHARE, seed=request.seed)
+    used, held = _sides(data, request.seed)
     if min(np.bincount(data.defect[used], minlength=2)) < ENOUGH_PER_CLASS:
-        return _choose_from_few(data, (used, held), features, sizes.base, request, progress)
+        return _choose_from_few(data, (used, held), (whole, features), sizes.base, request, progress)
     rows = _compared(data.defect, used, request.seed)
     judge = _judge(data.defect[rows], data.groups[rows], FOLDS, request.seed)
     choices = [request.featurizer] if request.is_pinned else cuts(whole)
@@ -139,13 +144,21 @@ def choose(source: Source, labelling: Labelling, request: Request, progress: Cal
     best = cheapest_of_the_best(judge, tried)
     if kept is None or best.image != sizes.base:
         everything = np.arange(len(data.samples))
-        kept = None
+        kept, whole = None, best.featurizer
         kept = data.extract(best.image, best.featurizer, everything, _steps(progress, "featurize again"))
     view = table(kept, data.defect, best.featurizer)
     recipe, told = _tuned(judge, view, rows)
     told |= _what(best.image, best.featurizer, recipe)
     told |= {"images": len(rows), "candidates": report(judge, tried, best), "not_tried": refused}
-    return Chosen(data, used, held, kept, view, best.image, best.featurizer, recipe, told)
+    return Chosen(data, used, held, kept, whole, view, best.image, best.featurizer, recipe, told)
+
+
+def _sides(data: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit on and rows held out: as they were in an earlier training, where there was one."""
+    earlier = [sample.held_out for sample in data.samples]
+    if any(side is not None for side in earlier):
+        return holdout_again(data.defect, data.groups, earlier, share=HELD_OUT_SHARE, seed=seed)
+    return holdout(data.defect, data.groups, share=HELD_OUT_SHARE, seed=seed)
 
 
 def _sizes(source: Source, labelling: Labelling, request: Request) -> Sizes:
@@ -166,13 +179,14 @@ def _sizes(source: Source, labelling: Labelling, request: Request) -> Sizes:
 def _choose_from_few(
     data: Dataset,
     split: tuple[np.ndarray, np.ndarray],
-    features: FeatureSet,
+    extracted: tuple[FeaturizerSpec, FeatureSet],
     image: ImageSpec,
     request: Request,
     progress: Callable[[Step], None],
 ) -> Chosen:
     """Only the parts and the views; everything else as it proved best on other lines."""
     used, held = split
+    whole, features = extracted
     view = table(features, data.defect, request.featurizer)
     views = _affordable(view.channels.size, image)
     everything = np.arange(len(data.samples))
@@ -192,7 +206,7 @@ def _choose_from_few(
         "candidates": [],
         "not_tried": [{"why": _TOO_FEW}],
     }
-    return Chosen(data, used, held, features, view, image, request.featurizer, recipe, told)
+    return Chosen(data, used, held, features, whole, view, image, request.featurizer, recipe, told)
 
 
 def _affordable(values: int, image: ImageSpec) -> int:

@@ -5,6 +5,7 @@ Everything is decided by the seed and the order of the arguments; the same on ev
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,6 +101,43 @@ def holdout(labels: ArrayLike, groups: ArrayLike, *, share: float = 0.25, seed: 
         if found:
             return min(found, key=lambda pair: _distance(classes[pair[1]], classes, share))
     return _two_folds(classes, members)[0]
+
+
+def holdout_again(
+    labels: ArrayLike, groups: ArrayLike, earlier: Sequence[bool | None], *, share: float = 0.25, seed: int
+) -> Pair:
+    """A split that keeps an earlier one: what was held out stays held out, and only what is new is split.
+
+    New groups too few to be split are all for training: that is what they were labelled for.
+
+    Args:
+        labels: (n,) two different values.
+        groups: (n,) what stays together; a group with a new image in it stays on the side where it was.
+        earlier: (n,) whether an image was held out; None: it is new.
+        share: of the new images in the test.
+        seed: decides among equals.
+
+    Returns:
+        (train, test) as from `holdout`.
+
+    Raises:
+        SplitError: a side would know one class only.
+    """
+    classes, members = _checked(labels, groups)
+    known = np.array([side is not None for side in earlier])
+    was_held = np.array([bool(side) for side in earlier])
+    is_test = np.isin(members, members[was_held])
+    new = np.flatnonzero(~np.isin(members, members[known]))
+    with contextlib.suppress(SplitError):  # too few of them, or of one class
+        is_test[new[holdout(classes[new], members[new], share=share, seed=seed)[1]]] = True
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    if not _knows_both(classes[train]) or not _knows_both(classes[test]):
+        msg = (
+            f"of the {len(train)} images to train on and {len(test)} held out before, one side has images of one class "
+            "only: expected both on both; train anew on all images instead, without --refine"
+        )
+        raise SplitError(msg)
+    return train, test
 
 
 def grouped_folds(labels: ArrayLike, groups: ArrayLike, *, folds: int = 5, seed: int) -> list[Pair]:

@@ -19,6 +19,7 @@ from engine.featurizer import DEFAULT_BACKBONE, OWN_TAPS, FeaturizerSpec
 from engine.heads import Head
 from engine.scorer import Scorer
 from engine.specs import Region
+from trainer import training_set
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
@@ -27,6 +28,7 @@ from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
 from trainer.progress import Step
+from trainer.refine import open_refined
 from trainer.samples import write_samples
 from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from engine.prediction import Prediction
     from trainer.labels import Labelling, Sample
+    from trainer.refine import Refined
     from trainer.selection import Chosen
     from trainer.sources import Source
 
@@ -62,9 +65,11 @@ class TrainSettings:
         jpeg: `scaled` or `whole`, see `ImageSpec`; None: as `featurizer_of` has it, or else `scaled`.
         defect_rate: the line's share of defects; None keeps the training set's own.
         held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
+        source: where the images are; None: where those of the bundle to refine were.
+        refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
     """
 
-    source: str
+    source: str | None
     out: Path
     name: str | None = None
     version: str = "1"
@@ -81,12 +86,15 @@ class TrainSettings:
     defect_rate: float | None = None
     costs: Costs = field(default_factory=Costs)
     held_out: Path | None = None
+    refine: str | None = None
+    reviews: Path | None = None
 
     def request(self, given: Bundle | None) -> Request:
         """What is left to choose; `given` is the bundle whose featurizer is used."""
         if given is not None:
             featurizer = FeaturizerSpec.from_json(given.featurizer)
-            return Request(self.seed, given.image.region, given.image, featurizer, is_pinned=True)
+            whole = FeaturizerSpec.from_json(given.about["featurized_with"]) if self.refine else featurizer
+            return Request(self.seed, given.image.region, given.image, featurizer, is_pinned=True, whole=whole)
         taps = OWN_TAPS if self.taps is None else self.taps
         featurizer = FeaturizerSpec(self.backbone or DEFAULT_BACKBONE, taps)
         jpeg = self.jpeg or "scaled"
@@ -107,9 +115,10 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     start_s = time.perf_counter()
     for path in (settings.out, settings.held_out):
         _refuse_existing(path)
-    given = _given_featurizer(settings)
-    with open_source(settings.source) as source:
-        labelling = label_source(source, fail_class=settings.fail_class, groups_file=settings.groups)
+    refined = _refined(settings)
+    given = refined.bundle if refined else _given_featurizer(settings)
+    with refined.source if refined else _source(settings) as source:
+        labelling = refined.labelling if refined else _labelling(settings, source)
         chosen = choose(source, labelling, settings.request(given), progress)
         data, used, held = chosen.data, chosen.used, chosen.held
         classes = Classes(labelling.pass_class, labelling.fail_class)
@@ -117,12 +126,15 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             answers = _answers(scorer, source, [data.samples[i].name for i in held])
+        before = _before(refined, chosen, labelling, source) if refined else {}
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
     _refuse_other_answers(answers.pooled, chosen, given)
     metrics = evaluate(answers.predictions, data.defect[held], _breakdowns([data.samples[i] for i in held], labelling))
     about = {
         **bundle.about,
+        **before,
+        "source": source.origin,
         "held_out": metrics,
         "images": {"used": len(used), "held_out": len(held), "defects": int(data.defect.sum())},
         "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
@@ -132,7 +144,8 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     }
     progress(Step("write"))
     reference = _reference(answers, data.defect[held])
-    written = write_bundle(settings.out, replace(bundle, about=about, reference=reference))
+    report = {training_set.NAME: training_set.to_csv(data.samples, chosen.features.sha256, held)}
+    written = write_bundle(settings.out, replace(bundle, about=about, reference=reference), report)
     return written, summary(settings.out, written)
 
 
@@ -146,6 +159,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "cross_validated",
         "held_out",
         "camera_checks",
+        "refined",
         "skipped",
         "notes",
         "seconds",
@@ -160,7 +174,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "defect_rate": bundle.defect_rate,
         "threshold": point.threshold,
         "review_band": list(point.review_band),
-        **{key: bundle.about[key] for key in told},
+        **{key: bundle.about[key] for key in told if key in bundle.about},
     }
 
 
@@ -181,11 +195,52 @@ def _refuse_existing(path: Path | None) -> None:
         raise BundleError(msg)
 
 
-def _given_featurizer(settings: TrainSettings) -> Bundle | None:
-    """The bundle whose featurizer is to be used, where one was named. Raises InputError where a setting contradicts."""
-    if settings.featurizer_of is None:
+def _refined(settings: TrainSettings) -> Refined | None:
+    """The training set to refine, where a bundle was named. Raises InputError where a setting contradicts."""
+    if settings.refine is None and settings.reviews is None:
         return None
+    if settings.refine is None or settings.reviews is None:
+        missing, there = ("--refine", "--reviews") if settings.refine is None else ("--reviews", "--refine")
+        msg = f"{there} was given without {missing}: expected the bundle and the labels that join its training set"
+        raise InputError(msg)
     asked = {
+        "--groups": settings.groups,
+        "--fail-class": settings.fail_class,
+        "--featurizer-of": settings.featurizer_of,
+    }
+    contrary = [name for name, value in {**_own_featurizer(settings), **asked}.items() if value is not None]
+    if contrary:
+        msg = (
+            f"--refine was given with {', '.join(contrary)}: the bundle brings its own featurizer, classes and groups; "
+            "leave these out, or train anew without --refine"
+        )
+        raise InputError(msg)
+    return open_refined(settings.refine, settings.reviews, settings.source)
+
+
+def _source(settings: TrainSettings) -> Source:
+    if settings.source is None:
+        msg = "no source was given: expected a zip or a folder of images, or --refine BUNDLE --reviews FILE"
+        raise InputError(msg)
+    return open_source(settings.source)
+
+
+def _labelling(settings: TrainSettings, source: Source) -> Labelling:
+    return label_source(source, fail_class=settings.fail_class, groups_file=settings.groups)
+
+
+def _before(refined: Refined, chosen: Chosen, labelling: Labelling, source: Source) -> dict[str, Any]:
+    """What was refined, and what the earlier bundle says of the same held-out images."""
+    samples = [chosen.data.samples[i] for i in chosen.held]
+    with Scorer(refined.bundle, open_for(refined.bundle, "onnxruntime")) as scorer:
+        answers = _answers(scorer, source, [sample.name for sample in samples])
+    earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], _breakdowns(samples, labelling))
+    return {"refined": {**refined.told, "before": earlier}, "review_folders": dict(refined.folders)}
+
+
+def _own_featurizer(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that ask for a featurizer of one's own; None where they do not."""
+    return {
         "--size": settings.size_px,
         "--tile": settings.tile_px,
         "--taps": settings.taps,
@@ -193,7 +248,13 @@ def _given_featurizer(settings: TrainSettings) -> Bundle | None:
         "--roi": None if settings.region == Region() else settings.region,
         "--jpeg": settings.jpeg,
     }
-    contrary = [name for name, value in asked.items() if value is not None]
+
+
+def _given_featurizer(settings: TrainSettings) -> Bundle | None:
+    """The bundle whose featurizer is to be used, where one was named. Raises InputError where a setting contradicts."""
+    if settings.featurizer_of is None:
+        return None
+    contrary = [name for name, value in _own_featurizer(settings).items() if value is not None]
     if contrary:
         msg = (
             f"--featurizer-of was given with {', '.join(contrary)}: a featurizer brings its own input size, region and "
@@ -264,12 +325,12 @@ def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) 
     packages = ("framegate", "numpy", "scikit-learn", "scipy", "onnx", "onnxruntime", "opencv-python-headless")
     return {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": settings.source,
         "seed": settings.seed,
         "costs": asdict(settings.costs),
         "trained_defect_rate": trained_rate,
         "defect_rate_given": settings.defect_rate is not None,
         "chosen": chosen.told,
+        "featurized_with": chosen.extracted.to_json(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "weights": {"package": chosen.featurizer.network.package, "sha256": chosen.featurizer.network.sha256},
     }
