@@ -23,7 +23,6 @@ from trainer import training_set
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
-from trainer.features import BATCH
 from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
@@ -45,6 +44,9 @@ if TYPE_CHECKING:
     from trainer.refine import Refined
     from trainer.selection import Chosen
     from trainer.sources import Source
+
+BATCH = 32
+"""Held-out images that are judged together."""
 
 REFERENCE_IMAGES = 64
 MOST_VALUES = 64
