@@ -318,7 +318,11 @@ def _fit(
         graph=graph,
         head=head,
         defect_rate=rate,
-        about={**_trained_with(settings, chosen, trained_rate), "cross_validated": validated, "camera_checks": told},
+        about={
+            **_trained_with(settings, chosen, trained_rate),
+            "cross_validated": validated.told,
+            "camera_checks": told,
+        },
         stream=replace(stream, drift=drift_limit(distances, groups[used], folds)),
     )
 
