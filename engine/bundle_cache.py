@@ -26,7 +26,7 @@ from engine.remote import mark_of, open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine.remote import Listing, RemoteStore
+    from engine.remote_words import Listing, RemoteStore
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class BundleCache:
         if total > left:
             raise _too_large(url)
         store = self._store(url)
-        for name in listing:
+        for name, stamp in listing.items():
             if name and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
                 msg = f"bundle {shown(url)} holds {name!r}: not something Framegate writes"
                 raise BundleError(msg)
@@ -140,7 +140,7 @@ class BundleCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with path.open("wb") as file:
-                    for content in store.read(url, name):
+                    for content in store.read(url, name, stamp):
                         left -= len(content)
                         if left < 0:
                             raise _too_large(url)

@@ -28,7 +28,7 @@ class BundleError(InputError):
 
 
 class RemoteError(WorkError):
-    """A bundle that cannot be fetched now: its server is away, silent, or does not let us."""
+    """What lies at a URL cannot be fetched now: its server is away, silent, or does not let us."""
 
 
 class GraphError(InputError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,10 @@ from engine.bundle import bundle_path, bundle_url, open_bundle, write_bundle
 from engine.bundle_cache import BundleCache
 from engine.errors import BundleError, RemoteError
 from engine.locations import shown
-from engine.remote import FsspecStore, HttpStore, Stamp, open_store
+from engine.remote import open_store
+from engine.remote_fsspec import FsspecStore
+from engine.remote_http import HttpStore
+from engine.remote_words import BUNDLE, Stamp
 from tests.lineups import bundle_of
 from tests.web import Web
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from engine.remote import Listing
+    from engine.remote_words import Listing
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,10 @@ def test_a_url_that_may_only_be_got_is_looked_at_without_reading_it(web: Web, ca
     assert open_bundle(web.url, at=cache.fetch(web.url)).name == "seed-1"
 
 
-def test_what_is_not_whole_gets_no_place(web: Web, cache: BundleCache, zips: list[bytes]) -> None:
+def test_what_is_not_whole_gets_no_place(
+    web: Web, cache: BundleCache, zips: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.remote_http.PAUSES_S", (0.0,))
     content = bytearray(zips[0])
     content[len(content) // 2] ^= 1
     web.put(bytes(content), "broken")
@@ -179,7 +186,7 @@ def test_a_bundle_that_changes_on_the_way_is_fetched_again(zips: list[bytes], tm
             self.looks += 1
             return {"": Stamp(None, "old" if self.looks == 1 else "new")}
 
-        def read(self, url: str, name: str) -> Iterator[bytes]:  # noqa: ARG002 - the same
+        def read(self, url: str, name: str, stamp: Stamp) -> Iterator[bytes]:  # noqa: ARG002 - the same
             yield zips[0 if self.looks == 1 else 1]
 
     cache = BundleCache(tmp_path, lambda _: Changing())
@@ -195,7 +202,7 @@ def test_what_is_too_large_or_leads_outside_is_refused(tmp_path: Path, monkeypat
         def look(self, url: str) -> Listing:  # noqa: ARG002 - one URL
             return {self._name: Stamp(None, "x")}
 
-        def read(self, url: str, name: str) -> Iterator[bytes]:  # noqa: ARG002 - the same
+        def read(self, url: str, name: str, stamp: Stamp) -> Iterator[bytes]:  # noqa: ARG002 - the same
             yield b"x" * 100
             yield b"x" * 100
 
@@ -261,15 +268,14 @@ def test_a_bundle_in_a_store_of_fsspec(cache: BundleCache, tmp_path: Path, kind:
         cache.fetch(url)
 
 
-def test_a_store_that_hangs_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_hangs_is_waited_for_only_so_long() -> None:
     fsspec = pytest.importorskip("fsspec", reason="an extra: framegate[s3] or framegate[azure]")
     import threading  # noqa: PLC0415 - only here
 
-    monkeypatch.setattr("engine.remote.LOOK_S", 0.05)
     over, asked = threading.Event(), []
-    store = FsspecStore("memory://x")
+    store = FsspecStore("memory://x", replace(BUNDLE, look_s=0.05))
 
-    def hang(url: str) -> None:
+    def hang(url: str, **_: object) -> None:
         asked.append(url)
         over.wait(10)
 
