@@ -6,6 +6,7 @@ The audit refuses the whole archive: a zip that climbs out of its folder was not
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import struct
@@ -63,10 +64,10 @@ def show(name: str) -> str:
     return repr(name if len(name) <= 120 else f"{name[:117]}...")  # noqa: PLR2004
 
 
-def member_path(name: str) -> str:
-    """A member's name as a relative posix path, without `.` and empty parts.
+def member_path(name: str, what: str = "zip member", cure: str = "pack it again from the image folder") -> str:
+    """A name of unknown origin as a relative posix path, without `.` and empty parts.
 
-    Backslashes count as separators, as old Windows packers write them.
+    Backslashes count as separators, as old Windows packers write them. `what` it names and what helps: for the message.
 
     Raises:
         SourceError: the name is absolute, climbs out (`..`), has a drive letter or a null character, or is empty.
@@ -75,8 +76,8 @@ def member_path(name: str) -> str:
     parts = PurePosixPath(path).parts
     if "\0" in path or not parts or path.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
         msg = (
-            f"zip member {show(name)} points outside the archive: expected relative names such as 'good/1.jpg'; "
-            "the zip is refused whole, pack it again from the image folder"
+            f"{what} {show(name)} points outside the archive: expected relative names such as 'good/1.jpg'; "
+            f"the source is refused whole, {cure}"
         )
         raise SourceError(msg)
     return "/".join(parts)
@@ -89,18 +90,26 @@ class SafeZip:
         sizes: path -> declared size in bytes, in the order of the archive; folders are left out.
     """
 
-    def __init__(self, path: Path, limits: Limits, is_read: Callable[[str], bool]) -> None:
+    def __init__(
+        self, path: Path | str, limits: Limits, is_read: Callable[[str], bool], content: io.FileIO | None = None
+    ) -> None:
         """Open and audit `path`; files for which `is_read(path)` is false are listed but not held to size limits.
+
+        Args:
+            path: of a file here; with `content`, only the name that messages give.
+            limits: how much it may hold.
+            is_read: will this member be read as an image.
+            content: the zip where it is open already; it is closed with this.
 
         Raises:
             SourceError: not a zip, damaged, empty, or hostile.
         """
         self._path = path
         self._limits = limits
-        self._file = _open(path, limits)
+        self._file = _GuardedFile(content or _open(path), path, limits.max_members)
         try:
             self._zip = _open_directory(self._file, path)
-            self._members = _audit(self._zip, path, limits, is_read)
+            self._members = _audit(self._zip, self._file, limits, is_read)
         except BaseException:
             self._file.close()
             raise
@@ -159,29 +168,29 @@ class _GuardedFile(io.BufferedReader):
     before anybody can count them.
     """
 
-    def __init__(self, path: Path, max_members: int) -> None:
-        super().__init__(io.FileIO(path))
-        self._path = path
+    def __init__(self, content: io.FileIO, path: Path | str, max_members: int) -> None:
+        super().__init__(content)
+        self.path = path
         self._max_members = max_members
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as usual; a block that could hold too many directory entries is counted first."""
         content = super().read(size)
         if len(content) > self._max_members * CENTRAL_HEADER_BYTES:
-            _refuse_count(content.count(CENTRAL_HEADER_MARK), self._max_members, self._path)
+            _refuse_count(content.count(CENTRAL_HEADER_MARK), self._max_members, self.path)
         return content
 
 
-def _open(path: Path, limits: Limits) -> _GuardedFile:
+def _open(path: Path | str) -> io.FileIO:
     """Open the file itself."""
     try:
-        return _GuardedFile(path, limits.max_members)
+        return io.FileIO(path)
     except OSError as error:
         msg = f"{path} cannot be opened: {error.strerror}; expected a zip of images that this user may read"
         raise SourceError(msg) from error
 
 
-def _open_directory(file: _GuardedFile, path: Path) -> zipfile.ZipFile:
+def _open_directory(file: _GuardedFile, path: Path | str) -> zipfile.ZipFile:
     """Read the central directory."""
     head = file.read(4)
     if not head:
@@ -199,10 +208,10 @@ def _open_directory(file: _GuardedFile, path: Path) -> zipfile.ZipFile:
 
 
 def _audit(
-    archive: zipfile.ZipFile, path: Path, limits: Limits, is_read: Callable[[str], bool]
+    archive: zipfile.ZipFile, file: _GuardedFile, limits: Limits, is_read: Callable[[str], bool]
 ) -> dict[str, zipfile.ZipInfo]:
     """Refuse what no honest packer writes; return path -> member for the files."""
-    infos = archive.infolist()
+    infos, path = archive.infolist(), file.path
     _refuse_count(len(infos), limits.max_members, path)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
@@ -221,18 +230,18 @@ def _audit(
     readable = {name: info for name, info in members.items() if is_read(name)}
     for info in readable.values():
         _refuse_unreadable(info, path)
-    _refuse_bomb(readable, path, limits)
+    _refuse_bomb(readable, file, limits)
     return members
 
 
-def _refuse_count(count: int, max_members: int, path: Path) -> None:
+def _refuse_count(count: int, max_members: int, path: Path | str) -> None:
     """Refuse an archive of too many members."""
     if count > max_members:
         msg = f"{path} holds {count:,} members: expected at most {max_members:,}; split it"
         raise SourceError(msg)
 
 
-def _refuse_special(info: zipfile.ZipInfo, path: Path) -> None:
+def _refuse_special(info: zipfile.ZipInfo, path: Path | str) -> None:
     """Refuse links and devices; the upper half of the attributes is the Unix mode, 0 where the packer has none."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
@@ -241,7 +250,7 @@ def _refuse_special(info: zipfile.ZipInfo, path: Path) -> None:
         raise SourceError(msg)
 
 
-def _refuse_unreadable(info: zipfile.ZipInfo, path: Path) -> None:
+def _refuse_unreadable(info: zipfile.ZipInfo, path: Path | str) -> None:
     """Refuse encrypted members, and packings whose unpacked size cannot be bounded while reading."""
     if info.flag_bits & ENCRYPTED_FLAGS:
         msg = (
@@ -256,7 +265,7 @@ def _refuse_unreadable(info: zipfile.ZipInfo, path: Path) -> None:
         raise SourceError(msg)
 
 
-def _refuse_overlap(infos: list[zipfile.ZipInfo], directory_offset: int, path: Path) -> None:
+def _refuse_overlap(infos: list[zipfile.ZipInfo], directory_offset: int, path: Path | str) -> None:
     """Refuse members that share bytes: how a few kilobytes claim to hold petabytes.
 
     An end is counted without the local header's extra field, so it is never too late, and an honest zip never refused.
@@ -272,8 +281,9 @@ def _refuse_overlap(infos: list[zipfile.ZipInfo], directory_offset: int, path: P
             raise SourceError(msg)
 
 
-def _refuse_bomb(members: dict[str, zipfile.ZipInfo], path: Path, limits: Limits) -> None:
+def _refuse_bomb(members: dict[str, zipfile.ZipInfo], file: _GuardedFile, limits: Limits) -> None:
     """Refuse by declared sizes; `read` holds every member to what it declared and to the same limit."""
+    path = file.path
     for name, info in members.items():
         if info.file_size > limits.max_member_bytes:
             msg = (
@@ -284,7 +294,7 @@ def _refuse_bomb(members: dict[str, zipfile.ZipInfo], path: Path, limits: Limits
     if total_bytes > limits.max_total_bytes:
         msg = f"{path} unpacks to {total_bytes:,} bytes: expected at most {limits.max_total_bytes:,}; split it"
         raise SourceError(msg)
-    ratio = total_bytes / path.stat().st_size
+    ratio = total_bytes / os.fstat(file.fileno()).st_size
     if total_bytes > limits.max_member_bytes and ratio > limits.max_ratio:
         msg = (
             f"{path} unpacks to {ratio:.0f} times its size ({total_bytes:,} bytes): expected at most "
