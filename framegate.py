@@ -36,6 +36,7 @@ ADDED = {
         "stream": ("consumer.cli_bench", "stream"),
         "border": ("consumer.cli_bench", "border"),
         "scale": ("consumer.cli_scale", "scale"),
+        "train": ("trainer.cli_bench", "train"),
     }
 }
 """Verbs below a verb that come from another room than it does."""

@@ -25,7 +25,6 @@ from trainer.classifier import (
     table,
 )
 from trainer.dataset import DEFAULT_SIDE_PX, scaled
-from trainer.features import LIMIT_BYTES
 from trainer.judge import MOST_LOSS
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ MOST_VALUES = 1 << 29
 MOST_PRODUCTS = 2e12
 """A size that takes more than this on the images compared is not tried: about half a minute on two cores each."""
 
-HALF_BYTES = 2
 CLEAR_AUROC = 0.9
 _NEARLY = 1.2  # the last size is the one nearest to the images' own
 L2 = (0.01, 0.03, 0.1)
@@ -137,12 +135,11 @@ def ladder(own_px: tuple[float, float], region: Region) -> Sizes:
     return Sizes(base, (half,) if half != base else (), tuple(distinct))
 
 
-def too_much(compared: int, everything: int, image: ImageSpec, featurizer: FeaturizerSpec) -> str | None:
+def too_much(compared: int, image: ImageSpec, featurizer: FeaturizerSpec) -> str | None:
     """Why a size is not even tried, or None. By counts, so that no clock decides.
 
     Args:
         compared: images that candidates are compared on.
-        everything: images that would be featurized if the size were chosen.
         image: the input size.
         featurizer: what would be computed.
     """
@@ -153,8 +150,6 @@ def too_much(compared: int, everything: int, image: ImageSpec, featurizer: Featu
         return (
             f"{compared} images have {compared * each / 1e6:.0f} million features: tried up to {MOST_VALUES / 1e6:.0f}"
         )
-    if everything * each * HALF_BYTES > LIMIT_BYTES:
-        return f"{everything} images take more than {LIMIT_BYTES >> 30} GiB of features"
     if products > MOST_PRODUCTS:
         return f"{compared} images take {products / 1e12:.1f}e12 products: tried up to {MOST_PRODUCTS / 1e12:.1f}e12"
     return None
@@ -162,7 +157,6 @@ def too_much(compared: int, everything: int, image: ImageSpec, featurizer: Featu
 
 def other_sizes(
     judge: Judge,
-    everything: int,
     sizes: Sizes,
     at_base: Sequence[Candidate],
     extract: Callable[[ImageSpec, FeaturizerSpec], FeatureSet],
@@ -187,7 +181,7 @@ def other_sizes(
     refused: list[dict[str, Any]] = []
 
     def attempt(image: ImageSpec) -> Candidate | None:
-        why = too_much(len(rows), everything, image, whole)
+        why = too_much(len(rows), image, whole)
         if why:
             refused.append({"input_px": [image.width_px, image.height_px], "why": why})
             return None

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.heads import Calibration
 from trainer.patch_evidence import PatchEvidence
+from trainer.stored_rows import Rows, chunks, first_columns, take
 from trainer.turns import AS_TAKEN
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 Parts = Literal["evidence", "pooled", "both"]
 PARTS: tuple[Parts, ...] = ("evidence", "pooled", "both")
 """What a verdict may rest on, the simpler first; evidence comes before pooled because it also says where."""
+
+MOST_POOLED = 4000
+"""Images that the pooled regression is fitted on: all at once, by scikit-learn, so they are bounded. The evidence, on
+which a verdict mostly rests, is fitted on all."""
 
 _FLOOR = 1e-6
 
@@ -67,14 +72,14 @@ class Table:
 
     Attributes:
         channels: (n, cells, 4 fine + coarse) float16 or float32, see `PatchEvidence`; where recipes ask for more than
-            one view, n of the next view follow, and so on.
+            one view, n of the next view follow, and so on. They may be on the disk, and so may be
         pooled: (n, d) float32.
         defect: (n,) bool.
         fine: channels that each location has of its own.
     """
 
-    channels: np.ndarray
-    pooled: np.ndarray
+    channels: Rows
+    pooled: Rows
     defect: np.ndarray
     fine: int
 
@@ -85,8 +90,8 @@ def table(features: FeatureSet, defect: np.ndarray, featurizer: FeaturizerSpec) 
     Taps lie behind one another from the shallowest to the deepest, so a network cut earlier has the first of them.
     Only the embedding, which comes last, needs exactly the taps it was extracted with.
     """
-    channels = features.channels[:, :, : featurizer.cell_size]
-    return Table(channels, features.pooled[:, : featurizer.pooled_size], defect, featurizer.fine_channels)
+    channels = first_columns(features.channels, featurizer.cell_size)
+    return Table(channels, first_columns(features.pooled, featurizer.pooled_size), defect, featurizer.fine_channels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,9 +134,20 @@ def evidence_model(data: Table, recipe: Recipe, rows: np.ndarray) -> PatchEviden
 
 
 def pooled_model(data: Table, recipe: Recipe, rows: np.ndarray) -> Pipeline:
-    """The pooled regression fitted on `rows`."""
+    """The pooled regression fitted on `rows`, or on `MOST_POOLED` of them."""
+    rows = _spread(rows, data.defect[rows])
     regression = LogisticRegression(C=recipe.strength, class_weight="balanced", max_iter=1000)
     return make_pipeline(StandardScaler(), regression).fit(data.pooled[rows], data.defect[rows])
+
+
+def _spread(rows: np.ndarray, defect: np.ndarray) -> np.ndarray:
+    """So many rows as are fitted on in memory, evenly spread over each class, with the classes' shares kept."""
+    if len(rows) <= MOST_POOLED:
+        return rows
+    places = [np.flatnonzero(defect == label) for label in (False, True)]
+    counts = [max(1, MOST_POOLED * len(own) // len(rows)) for own in places]
+    taken = [own[np.arange(count) * len(own) // count] for own, count in zip(places, counts, strict=True)]
+    return rows[np.sort(np.concatenate(taken))]
 
 
 def fit_parts(data: Table, recipe: Recipe, rows: np.ndarray) -> Fitted:
@@ -153,8 +169,13 @@ def pooled_out_of_fold(data: Table, folds: Folds, recipe: Recipe) -> np.ndarray:
     """The pooled regression's score (n,) likewise."""
     scores = np.full(len(data.defect), np.nan)
     for fit, held in folds:
-        scores[held] = pooled_model(data, recipe, fit).decision_function(data.pooled[held])
+        scores[held] = pooled_scores(pooled_model(data, recipe, fit), data, held)
     return scores
+
+
+def pooled_scores(model: Pipeline, data: Table, rows: np.ndarray) -> np.ndarray:
+    """(m,) what the pooled regression says of some rows."""
+    return np.concatenate([model.decision_function(part) for _, part in chunks(take(data.pooled, rows))])
 
 
 def at_rows(folds: Folds, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from engine.command import VERB, print_json
 from engine.errors import InputError
+from engine.plan_cache import default_folder
 from engine.progress import progress_bar
 from engine.specs import Region
 
@@ -65,6 +67,19 @@ Example:
 @click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
 @click.option("--cost-review", default=0.5, help="What an inspector's look costs; 0 for no review band.")
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    show_default="in the user's cache",
+    default=lambda: default_folder(os.environ).with_name("features"),
+    help="Folder where features are kept: an interrupted training goes on there, a second one finds them.",
+)
+@click.option(
+    "--features-limit",
+    default=20.0,
+    type=click.FloatRange(min=0),
+    help="GiB of that folder; what was used longest ago goes first, what is in use stays.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes.
@@ -95,6 +110,8 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         held_out=options["held_out"],
         refine=options["refine"],
         reviews=options["reviews"],
+        features=options["features"],
+        features_limit_gib=options["features_limit"],
     )
     with progress_bar(stays=True) as show:
 
@@ -198,6 +215,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary["skipped"]:
         name, why = summary["skipped"][0]
         click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
+    features = summary["features"]
+    click.echo(f"features {features['found']} found in the cache, {features['computed']} computed")
     click.echo(f"took     {summary['seconds']:.1f} s")
 
 

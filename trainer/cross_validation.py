@@ -16,6 +16,7 @@ from trainer.classifier import (
     logit,
     out_of_fold,
     pooled_model,
+    pooled_scores,
     probability,
 )
 from trainer.errors import SplitError
@@ -114,7 +115,7 @@ def judge_held_out(
     """Fit and calibrate the recipe on the rows `fit` and judge the rows `held` (m,)."""
     scores = Scores(
         evidence_model(data, recipe, fit).decision_function(data.channels, rows=held),
-        pooled_model(data, recipe, fit).decision_function(data.pooled[held]),
+        pooled_scores(pooled_model(data, recipe, fit), data, held),
     )
     inner = _inner_folds(data.defect[fit], groups[fit], seed)
     seen = out_of_fold(data, at_rows(inner, fit), recipe).take(fit)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.featurizer import FeaturizerSpec
+    from trainer.feature_store import FeatureCache
     from trainer.labels import Labelling, Sample
     from trainer.sources import Source
 
@@ -36,6 +37,7 @@ class Dataset:
         groups: (n,) what stays together.
         skipped: (name, why) of files that are no images.
         notes: what the user must hear.
+        cache: where features are kept, open as long as this is used.
     """
 
     source: Source
@@ -44,6 +46,7 @@ class Dataset:
     groups: np.ndarray
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    cache: FeatureCache
 
     def extract(
         self,
@@ -55,7 +58,7 @@ class Dataset:
     ) -> FeatureSet:
         """Features of some rows, in their order; `progress` is called with the images done and their number."""
         names = [self.samples[row].name for row in rows]
-        return _extract(self.source, names, image, featurizer, progress, turn)
+        return _extract(self.source, names, image, featurizer, progress, self.cache, turn)
 
 
 def open_dataset(
@@ -64,15 +67,16 @@ def open_dataset(
     image: ImageSpec,
     featurizer: FeaturizerSpec,
     progress: Callable[[int, int], None],
+    cache: FeatureCache,
 ) -> tuple[Dataset, FeatureSet]:
     """Decode every labelled file once; the dataset and its features.
 
     Raises:
         LabelError: too few images of a class can be decoded.
-        InputError: the features would take too much memory.
+        WorkError: the features do not fit on the disk.
     """
     names = [sample.name for sample in labelling.samples]
-    features = _extract(source, names, image, featurizer, progress)
+    features = _extract(source, names, image, featurizer, progress, cache)
     everything = [labelling.samples[i] for i in features.kept]
     chosen, notes = _without_copies(everything, features.sha256)
     skipped, features = features.skipped, features.take(chosen)
@@ -87,6 +91,7 @@ def open_dataset(
         groups,
         (*labelling.skipped, *skipped),
         (*source.notes, *labelling.notes, *notes),
+        cache,
     ), features
 
 
@@ -115,6 +120,7 @@ def _extract(
     image: ImageSpec,
     featurizer: FeaturizerSpec,
     progress: Callable[[int, int], None],
+    cache: FeatureCache,
     turn: int = 0,
 ) -> FeatureSet:
     done = 0
@@ -124,7 +130,7 @@ def _extract(
         done += count
         progress(done, len(names))
 
-    return extract(names, source.read, image, featurizer, turn=turn, progress=advance)
+    return extract(names, source.read, image, featurizer, turn=turn, progress=advance, cache=cache)
 
 
 def _without_copies(samples: Sequence[Sample], sha256: Sequence[str]) -> tuple[np.ndarray, list[str]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import InputError
-from engine.watching import SIDE
 from trainer.errors import MemberError
-from trainer.featurize import CHANNELS_DTYPE, Featurizer, in_order, row_shape
+from trainer.feature_store import FeatureCache
+from trainer.featurize import Featurizer, Row, in_order, row_shape
+from trainer.shards import RowShape
+from trainer.stored_rows import Rows, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,9 +21,7 @@ if TYPE_CHECKING:
 
     from engine.featurizer import FeaturizerSpec
     from engine.specs import ImageSpec
-    from trainer.featurize import Row
-
-LIMIT_BYTES = 8 << 30
+    from trainer.feature_store import FeatureStore
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,21 +36,16 @@ class Looks:
 
     levels: np.ndarray
     noises: np.ndarray
-    glances: np.ndarray
-
-    @classmethod
-    def empty(cls, count: int) -> Looks:
-        """To be filled."""
-        return cls(np.empty(count), np.empty(count), np.empty((count, SIDE, SIDE), np.uint8))
+    glances: Rows
 
     def take(self, rows: np.ndarray | slice) -> Looks:
         """Those of some images, in the order given."""
-        return Looks(self.levels[rows], self.noises[rows], self.glances[rows])
+        return Looks(self.levels[rows], self.noises[rows], take(self.glances, rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureSet:
-    """Features of the samples that could be decoded, in the samples' order.
+    """Features of the samples that could be decoded, in the samples' order; what is large may be on the disk.
 
     Attributes:
         kept: (n,) indices into the samples.
@@ -62,27 +58,33 @@ class FeatureSet:
     """
 
     kept: np.ndarray
-    pooled: np.ndarray
-    channels: np.ndarray
+    pooled: Rows
+    channels: Rows
     pixels: np.ndarray
     sha256: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     looks: Looks
 
     def take(self, rows: np.ndarray) -> FeatureSet:
-        """The features of some rows, in the order given; copied only where a row is left out."""
+        """The features of some rows, in the order given."""
         if len(rows) == len(self.kept) and (rows == np.arange(len(rows))).all():
             return self
         digests = tuple(self.sha256[row] for row in rows)
         return FeatureSet(
             self.kept[rows],
-            self.pooled[rows],
-            self.channels[rows],
+            take(self.pooled, rows),
+            take(self.channels, rows),
             self.pixels[rows],
             digests,
             self.skipped,
             self.looks.take(rows),
         )
+
+    def in_memory(self) -> FeatureSet:
+        """All of it, off the disk."""
+        looks = Looks(self.looks.levels, self.looks.noises, np.asarray(self.looks.glances))
+        pooled, channels = np.asarray(self.pooled), np.asarray(self.channels)
+        return FeatureSet(self.kept, pooled, channels, self.pixels, self.sha256, self.skipped, looks)
 
 
 def extract(
@@ -93,64 +95,118 @@ def extract(
     *,
     turn: int = 0,
     progress: Callable[[int], None] = lambda _: None,
+    cache: FeatureCache | None = None,
 ) -> FeatureSet:
-    """Read, decode and featurize; `progress` is called with the number of samples done since the last call.
+    """Read, decode and featurize; what is in the cache already is only read, not decoded.
 
-    `turn` is the view that the network sees, see `trainer.turns`; 0 is the image as it was taken.
+    Args:
+        names: of the samples.
+        read: gives the encoded bytes of one.
+        image: says how they become the network's input.
+        featurizer: what is computed.
+        turn: the view that the network sees, see `trainer.turns`; 0 is the image as it was taken.
+        progress: called with the number of samples done since the last call.
+        cache: where the features stay, as long as it is open; without one they are all in memory.
 
     Raises:
-        InputError: the features would take more memory than 8 GiB.
+        WorkError: the features do not fit on the disk.
     """
-    pooled = np.empty((len(names), featurizer.pooled_size), np.float32)
-    channels = _allocate((len(names), *row_shape(image, featurizer)))
-    kept: list[int] = []
-    pixels: list[tuple[float, float]] = []
-    looks = Looks.empty(len(names))
-    digests: list[str] = []
-    skipped: list[tuple[str, str]] = []
+    if cache is None:
+        with FeatureCache() as own:
+            return extract(names, read, image, featurizer, turn=turn, progress=progress, cache=own).in_memory()
     with Featurizer(image, featurizer, turn) as running:
-
-        def begun(name: str) -> Future[Row | str] | str:
-            payload = _read(read, name)
-            return str(payload) if isinstance(payload, MemberError) else running.submit(payload)
-
-        for index, row in enumerate(in_order(map(begun, names), running.ahead)):
-            if isinstance(row, str):
-                skipped.append((names[index], row))
-            else:
-                place = len(kept)
-                pooled[place], channels[place] = row.pooled, row.channels
-                looks.levels[place], looks.noises[place], looks.glances[place] = row.level, row.noise, row.glance
-                pixels.append((row.contrast, row.detail))
-                kept.append(index)
-                digests.append(row.sha256)
-            progress(1)
-    n = len(kept)
-    return FeatureSet(
-        np.array(kept, np.int64),
-        pooled[:n],
-        channels[:n],
-        np.array(pixels),
-        tuple(digests),
-        tuple(skipped),
-        looks.take(slice(n)),
-    )
+        extraction = Extraction(running, cache.open(running.digest(), shape_of(image, featurizer)))
+        features = extraction.run(names, read, progress)
+    cache.computed += extraction.computed
+    cache.found += len(features.kept) - extraction.computed
+    return features
 
 
-def _read(read: Callable[[str], bytes], name: str) -> bytes | MemberError:
-    """One at a time: a source belongs to one thread. What cannot be read is set aside, not fatal."""
-    try:
-        return read(name)
-    except MemberError as error:
-        return error
+def shape_of(image: ImageSpec, featurizer: FeaturizerSpec) -> RowShape:
+    """Of the rows of one featurizer at one input size."""
+    return RowShape(featurizer.pooled_size, *row_shape(image, featurizer))
 
 
-def _allocate(shape: tuple[int, int, int]) -> np.ndarray:
-    size = CHANNELS_DTYPE.itemsize * int(np.prod(shape, dtype=np.int64))
-    if size > LIMIT_BYTES:
-        msg = (
-            f"{shape[0]} images of {shape[1]} cells take {size / 2**30:.0f} GiB of features: "
-            f"expected at most {LIMIT_BYTES >> 30} GiB; give a smaller --size or fewer images"
+class Extraction:
+    """One walk over samples: each content is computed once, and only where the store does not have it.
+
+    Attributes:
+        computed: images that were.
+    """
+
+    def __init__(self, featurizer: Featurizer, store: FeatureStore) -> None:
+        """Take what the store has, and have the featurizer compute the rest into it."""
+        self._featurizer, self._store = featurizer, store
+        self._begun: set[str] = set()
+        self._bad: dict[str, str] = {}
+        self._unwritten: list[Row] = []
+        self._written: Future[None] | None = None
+        self.computed = 0
+
+    def run(self, names: Sequence[str], read: Callable[[str], bytes], progress: Callable[[int], None]) -> FeatureSet:
+        """Features of the samples; see `extract`. They lie in the store, and are to be used while it is open."""
+        self._store.refuse_without_room(max(0, len(names) - len(self._store)))
+        digests: list[str] = []
+        kept: list[int] = []
+        skipped: list[tuple[str, str]] = []
+        of_names: list[str] = []
+
+        def begin(name: str) -> Future[Row | str] | str:
+            try:
+                payload = read(name)  # here, not in a thread: a source belongs to one thread
+            except MemberError as error:
+                of_names.append("")
+                return str(error)
+            of_names.append(sha256(payload).hexdigest())
+            if of_names[-1] in self._store or of_names[-1] in self._begun:
+                return ""
+            self._begun.add(of_names[-1])
+            return self._featurizer.submit(payload, of_names[-1])
+
+        with ThreadPoolExecutor(1, thread_name_prefix="features") as writer:
+            for index, answer in enumerate(in_order(map(begin, names), self._featurizer.ahead)):
+                why = self._take(of_names[index], answer, writer)
+                if why:
+                    skipped.append((names[index], why))
+                else:
+                    kept.append(index)
+                    digests.append(of_names[index])
+                progress(1)
+            self._write(writer)
+            self._wait()
+        return self._gathered(kept, digests, skipped)
+
+    def _take(self, digest: str, answer: Row | str, writer: ThreadPoolExecutor) -> str:
+        """Keep a row; the reason why an image is set aside, or nothing."""
+        if isinstance(answer, Row):
+            self.computed += 1
+            self._unwritten.append(answer)
+            if len(self._unwritten) >= self._store.shard_rows:
+                self._write(writer)
+            return ""
+        if answer:
+            self._bad[digest] = answer
+        return answer or self._bad.get(digest, "")
+
+    def _write(self, writer: ThreadPoolExecutor) -> None:
+        """Beside what is computed: a disk takes its time to say that it has something."""
+        self._wait()
+        rows, self._unwritten = self._unwritten, []
+        if rows:
+            self._written = writer.submit(self._store.append, rows)
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def _gathered(self, kept: Sequence[int], digests: Sequence[str], skipped: Sequence[tuple[str, str]]) -> FeatureSet:
+        statistics = self._store.statistics(digests)
+        return FeatureSet(
+            np.array(kept, np.int64),
+            self._store.rows("pooled", digests),
+            self._store.rows("channels", digests),
+            statistics[:, :2],
+            tuple(digests),
+            tuple(skipped),
+            Looks(statistics[:, 2], statistics[:, 3], self._store.rows("glances", digests)),
         )
-        raise InputError(msg)
-    return np.empty(shape, CHANNELS_DTYPE)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+from scipy.linalg import eigh
+from threadpoolctl import threadpool_limits
 
 from engine.familiarity import FeatureLimits, PixelLimits
+from trainer.stored_rows import chunks, take
+
+if TYPE_CHECKING:
+    from trainer.stored_rows import Rows
 
 PIXEL_SHARE = 0.25
 """Below this share of the flattest (softest) training image's contrast (detail) an image shows no part."""
@@ -14,7 +22,7 @@ DISTANCE_FACTOR = 1.5
 
 _VARIANCE_KEPT = 0.9
 _MOST_DIRECTIONS = 64
-_MOST_ROWS = 4000
+_SCALE_FLOOR = 1e-3
 
 
 LIGHT_SHARE = 0.5
@@ -33,43 +41,52 @@ def pixel_limits(statistics: np.ndarray, levels: np.ndarray | None = None) -> Pi
     return PixelLimits(float(contrast), float(detail), float(dark), float(bright))
 
 
-def feature_limits(pooled: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> FeatureLimits:
+def feature_limits(pooled: Rows, folds: list[tuple[np.ndarray, np.ndarray]]) -> FeatureLimits:
     """Limits from (n, d) pooled vectors; the distance to allow is measured on groups held back, fold by fold."""
     return limits_of(pooled, np.concatenate(held_back_distances(pooled, folds)))
 
 
-def held_back_distances(pooled: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+def held_back_distances(pooled: Rows, folds: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     """Of each fold: the distances of what is held back, in its order, from all else."""
     return [
-        np.array([limits.distance(row) for row in pooled[held]])
+        np.array([limits.distance(row) for _, part in chunks(take(pooled, held)) for row in part])
         for fit, held in folds
-        for limits in [_ellipsoid(pooled[fit])]
+        for limits in [_ellipsoid(take(pooled, fit))]
     ]
 
 
-def limits_of(pooled: np.ndarray, distances: np.ndarray) -> FeatureLimits:
+def limits_of(pooled: Rows, distances: np.ndarray) -> FeatureLimits:
     """Limits from (n, d) pooled vectors and the distances of those that were held back."""
     limit = DISTANCE_FACTOR * float(np.percentile(distances, 99.5))
     whole = _ellipsoid(pooled)
     return FeatureLimits(whole.mean, whole.scale, whole.directions, whole.deviations, whole.residual, limit)
 
 
-def _ellipsoid(pooled: np.ndarray) -> FeatureLimits:
-    pooled = pooled[:: -(-len(pooled) // _MOST_ROWS)]  # the cost grows with the square, the ellipsoid hardly changes
-    mean = pooled.mean(0, dtype=np.float64)
-    scale = pooled.std(0, dtype=np.float64) + 1e-3
-    z = (pooled - mean) / scale
-    _, singular, directions = np.linalg.svd(z, full_matrices=False)
-    variance = singular**2
-    enough = int(np.searchsorted(np.cumsum(variance) / variance.sum(), _VARIANCE_KEPT)) + 1
-    count = min(enough, _MOST_DIRECTIONS, max(1, len(pooled) // 4))
-    directions = directions[:count]
-    residual = z - (z @ directions.T) @ directions
+def _ellipsoid(pooled: Rows) -> FeatureLimits:
+    """From all rows, a few at a time: the principal directions are the correlation's, whatever the number of rows."""
+    count, width = pooled.shape
+    total, product = np.zeros(width), np.zeros((width, width))
+    for _, part in chunks(pooled):
+        total += part.sum(0, dtype=np.float64)
+    mean = total / count
+    most = min(_MOST_DIRECTIONS, width)
+    with threadpool_limits(1, "blas"):  # the order of a sum must not depend on the number of cores
+        for _, part in chunks(pooled):
+            off = part - mean  # float64; from the mean, so that nothing is lost to rounding
+            product += off.T @ off
+        scale = np.sqrt(product.diagonal() / count) + _SCALE_FLOOR
+        correlation = product / count / np.outer(scale, scale)
+        variance, directions = eigh(correlation, subset_by_index=(width - most, width - 1))
+    variance, directions = np.maximum(variance[::-1], 0), directions.T[::-1]
+    whole = float(correlation.trace())
+    enough = int(np.searchsorted(np.cumsum(variance) / whole, _VARIANCE_KEPT)) + 1
+    kept = min(enough, most, max(1, count // 4))
+    left = max(0.0, whole - float(variance[:kept].sum())) / width
     return FeatureLimits(
         mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
-        directions=directions.astype(np.float32),
-        deviations=(singular[:count] / np.sqrt(len(pooled)) + 1e-3).astype(np.float32),
-        residual=float(np.sqrt(np.mean(np.square(residual)))) + 1e-3,
+        directions=directions[:kept].astype(np.float32),
+        deviations=(np.sqrt(variance[:kept]) + _SCALE_FLOOR).astype(np.float32),
+        residual=float(np.sqrt(left)) + _SCALE_FLOOR,
         limit=float("inf"),
     )

@@ -23,9 +23,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from threadpoolctl import threadpool_limits
 
 from engine.featurizer import SUBLOCATIONS
+from trainer.halves import widened
+from trainer.stored_rows import entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from trainer.stored_rows import Rows
 
 _FLOOR = 1e-6
 _GRADIENT = 1e-3  # below it the ranking of images it never saw no longer moves
@@ -52,7 +56,7 @@ class PatchEvidence(ClassifierMixin, BaseEstimator):
         self.sharpness = sharpness
         self.max_iter = max_iter
 
-    def fit(self, X: np.ndarray, y: np.ndarray, *, rows: np.ndarray | None = None) -> Self:  # noqa: N803 - scikit-learn's names
+    def fit(self, X: Rows, y: np.ndarray, *, rows: np.ndarray | None = None) -> Self:  # noqa: N803 - scikit-learn's names
         """Fit on all images, or on `rows` (m,) of them without copying them out of X; deterministic."""
         rows = np.arange(len(X)) if rows is None else rows
         defect = np.asarray(y, bool)[rows]
@@ -75,13 +79,13 @@ class PatchEvidence(ClassifierMixin, BaseEstimator):
         self.n_iter_ = int(result.nit)
         return self
 
-    def decision_function(self, X: np.ndarray, *, rows: np.ndarray | None = None) -> np.ndarray:  # noqa: N803 - scikit-learn's names
+    def decision_function(self, X: Rows, *, rows: np.ndarray | None = None) -> np.ndarray:  # noqa: N803 - scikit-learn's names
         """Evidence of all images, or of `rows`, as the serving graph computes it with `weights_` and `bias_`."""
         with _Sweep(X, self.fine, np.arange(len(X)) if rows is None else rows) as sweep:
             evidence: np.ndarray = sweep.evidence(self.weights_) + self.bias_
         return evidence
 
-    def predict(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's names
+    def predict(self, X: Rows) -> np.ndarray:  # noqa: N803 - scikit-learn's names
         """True where the evidence speaks for a defect."""
         return self.decision_function(X) > 0
 
@@ -134,7 +138,7 @@ class _Sweep:
     the result does not depend on the number of threads.
     """
 
-    def __init__(self, channels: np.ndarray, fine: int, rows: np.ndarray) -> None:
+    def __init__(self, channels: Rows, fine: int, rows: np.ndarray) -> None:
         self._x = channels
         self._fine = fine
         self._index = rows
@@ -191,11 +195,11 @@ class _Sweep:
         """(m, c) float64: up to 16,384 cells' first locations, evenly spread over all images and cells."""
         count = len(self._index) * self._x.shape[1]
         image, cell = np.divmod(np.arange(0, count, -(-count // _CURVATURE_ROWS)), self._x.shape[1])
-        rows = self._x[self._index[image], cell].astype(np.float64)
+        rows = entries(self._x, self._index[image], cell).astype(np.float64)
         return np.concatenate([rows[:, : self._fine], rows[:, SUBLOCATIONS * self._fine :]], axis=1)
 
     def _rows(self, part: slice) -> np.ndarray:
-        return np.ascontiguousarray(self._x[self._index[part]], np.float32)
+        return widened(self._x[self._index[part]])
 
     def _blocks(self) -> Iterator[slice]:
         """Columns of each location's own channels."""

@@ -25,6 +25,7 @@ from trainer.dataset import Dataset, median_size, open_dataset
 from trainer.judge import Judge
 from trainer.progress import Step
 from trainer.split import grouped_folds, holdout, holdout_again
+from trainer.stored_rows import joined
 from trainer.tiling import tiled
 from trainer.turns import AS_TAKEN, MIRRORED, all_turns
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from engine.featurizer import FeaturizerSpec
     from engine.specs import ImageSpec, Region
     from trainer.classifier import Table
+    from trainer.feature_store import FeatureCache
     from trainer.features import FeatureSet
     from trainer.labels import Labelling
     from trainer.sources import Source
@@ -59,9 +61,8 @@ FEW_IN_TILES = Recipe()
 """In tiles the mean also moves with what happens to lie on a seam: on drawn scenes of rivets with 10 images of each
 class the sharpness of `FEW` gave .65 AUROC out of fold, the standard one 1.00; not cut, both gave 1.00."""
 
-_KEPT_BYTES = 1 << 29
 MOST_VIEWED = 1 << 27
-"""Values of all views together: half a GiB."""
+"""Values of all views together: what is swept over in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +111,20 @@ class Chosen:
     told: dict[str, Any]
 
 
-def choose(source: Source, labelling: Labelling, request: Request, progress: Callable[[Step], None]) -> Chosen:
+def choose(
+    source: Source, labelling: Labelling, request: Request, progress: Callable[[Step], None], cache: FeatureCache
+) -> Chosen:
     """Featurize, hold a quarter out, and choose on the rest; the images held out decide nothing.
 
     Raises:
         LabelError: too few images of a class can be decoded.
         SplitError: a class lies in one group.
-        InputError: the features would take too much memory.
+        WorkError: the features do not fit on the disk.
     """
     sizes = _sizes(source, labelling, request)
     whole = request.whole or request.featurizer
     whole = whole if request.is_pinned else replace(whole, embedding=True)
-    data, features = open_dataset(source, labelling, sizes.base, whole, _steps(progress, "featurize"))
+    data, features = open_dataset(source, labelling, sizes.base, whole, _steps(progress, "featurize"), cache)
     used, held = _sides(data, request.seed)
     if min(np.bincount(data.defect[used], minlength=2)) < ENOUGH_PER_CLASS:
         return _choose_from_few(data, (used, held), (whole, features), sizes.base, request, progress)
@@ -130,27 +133,24 @@ def choose(source: Source, labelling: Labelling, request: Request, progress: Cal
     choices = [request.featurizer] if request.is_pinned else cuts(whole)
     progress(Step("choose"))
     tried = candidates(judge, sizes.base, [(each, table(features, data.defect, each)) for each in choices], rows)
-    kept: FeatureSet | None = features
     refused: list[dict[str, Any]] = []
     if sizes.smaller or sizes.larger:
-        kept = features if features.channels.nbytes <= _KEPT_BYTES else None  # or two sizes would be held at once
-        del features
 
         def extract(image: ImageSpec, featurizer: FeaturizerSpec) -> FeatureSet:
             return data.extract(image, featurizer, rows, _steps(progress, f"{image.width_px}x{image.height_px}"))
 
-        more, refused = other_sizes(judge, len(data.samples), sizes, tried, extract)
+        more, refused = other_sizes(judge, sizes, tried, extract)
         tried += more
     best = cheapest_of_the_best(judge, tried)
-    if kept is None or best.image != sizes.base:
+    if best.image != sizes.base:
         everything = np.arange(len(data.samples))
-        kept, whole = None, best.featurizer
-        kept = data.extract(best.image, best.featurizer, everything, _steps(progress, "featurize again"))
-    view = table(kept, data.defect, best.featurizer)
+        whole = best.featurizer
+        features = data.extract(best.image, best.featurizer, everything, _steps(progress, "featurize again"))
+    view = table(features, data.defect, best.featurizer)
     recipe, told = _tuned(judge, view, rows)
     told |= _what(best.image, best.featurizer, recipe)
     told |= {"images": len(rows), "candidates": report(judge, tried, best), "not_tried": refused}
-    return Chosen(data, used, held, kept, whole, view, best.image, best.featurizer, recipe, told)
+    return Chosen(data, used, held, features, whole, view, best.image, best.featurizer, recipe, told)
 
 
 def _sides(data: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +195,7 @@ def _choose_from_few(
         steps = _steps(progress, f"view {turn + 1} of {views}")
         more = data.extract(image, request.featurizer, everything, steps, turn=turn)
         channels.append(more.channels)
-    view = replace(view, channels=np.concatenate(channels) if views > 1 else view.channels)
+    view = replace(view, channels=joined(channels) if views > 1 else view.channels)
     base = FEW if image.tile_px is None else FEW_IN_TILES
     recipe, tried = few_recipe(view, data.groups, used, views=views, seed=request.seed, base=base)
     told = {

@@ -18,6 +18,8 @@ from engine.watching import REACH, SIDE, WINDOW, Scenes, StreamLimits, soften
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from trainer.stored_rows import Rows
+
     Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
 NOISE_SHARE = 0.25
@@ -60,7 +62,7 @@ def image_noise(image: np.ndarray) -> float:
     return float(np.quantile(blocks, QUIET)) * float(np.sqrt(2))
 
 
-def noise_limit(glances: np.ndarray, noises: np.ndarray) -> float | None:
+def noise_limit(glances: Rows, noises: np.ndarray) -> float | None:
     """Below which difference two glances are one picture; None: even different parts may look the same.
 
     Args:
@@ -116,7 +118,7 @@ class _Tried:
         )
 
 
-def scene_limits(glances: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Scenes | None, str]:
+def scene_limits(glances: Rows, groups: np.ndarray, seed: int) -> tuple[Scenes | None, str]:
     """The scenes that the images have in common, and in words why there are some or none.
 
     Args:
@@ -127,8 +129,8 @@ def scene_limits(glances: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Sc
     if len(glances) < FEWEST_GLANCES:
         return None, f"off: {len(glances)} images are too few to tell, at least {FEWEST_GLANCES} are"
     some = slice(None, None, -(-len(glances) // _MOST_GLANCES))
-    glances, groups = glances[some], groups[some]
-    tried = [_try(glances, groups, count, np.random.default_rng(seed)) for count in SCENE_COUNTS]
+    few, groups = glances[some], groups[some]
+    tried = [_try(few, groups, count, np.random.default_rng(seed)) for count in SCENE_COUNTS]
     able = [each for each in tried if each.tells]
     if not able:
         best = max(tried, key=lambda each: each.found)
@@ -216,7 +218,7 @@ def drift_limit(distances: Sequence[np.ndarray], groups: np.ndarray, folds: Fold
 
 
 def stream_limits(
-    glances: np.ndarray, noises: np.ndarray, groups: np.ndarray, seed: int
+    glances: Rows, noises: np.ndarray, groups: np.ndarray, seed: int
 ) -> tuple[StreamLimits, dict[str, str]]:
     """Limits without those of drift, and what the user must hear of them."""
     noise = noise_limit(glances, noises)

@@ -23,6 +23,7 @@ from trainer import training_set
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
+from trainer.feature_store import LIMIT_GIB, FeatureCache
 from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
@@ -32,6 +33,7 @@ from trainer.samples import write_samples
 from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
 from trainer.split import grouped_folds
+from trainer.stored_rows import take
 from trainer.stream_limits import drift_limit, stream_limits
 from trainer.tiling import cut
 
@@ -69,6 +71,8 @@ class TrainSettings:
         held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
         source: where the images are; None: where those of the bundle to refine were.
         refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
+        features: folder that features are kept in, and looked up in; None: one that is deleted in the end.
+        features_limit_gib: of that folder; what was used longest ago is deleted first, what is in use never.
     """
 
     source: str | None
@@ -90,6 +94,8 @@ class TrainSettings:
     held_out: Path | None = None
     refine: str | None = None
     reviews: Path | None = None
+    features: Path | None = None
+    features_limit_gib: float = LIMIT_GIB
 
     def request(self, given: Bundle | None) -> Request:
         """What is left to choose; `given` is the bundle whose featurizer is used."""
@@ -119,19 +125,20 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         _refuse_existing(path)
     refined = _refined(settings)
     given = refined.bundle if refined else _given_featurizer(settings)
-    with refined.source if refined else _source(settings) as source:
+    cache = FeatureCache(settings.features, settings.features_limit_gib)
+    with refined.source if refined else _source(settings) as source, cache:
         labelling = refined.labelling if refined else _labelling(settings, source)
-        chosen = choose(source, labelling, settings.request(given), progress)
+        chosen = choose(source, labelling, settings.request(given), progress, cache)
         data, used, held = chosen.data, chosen.used, chosen.held
         classes = Classes(labelling.pass_class, labelling.fail_class)
         bundle = _fit(chosen, classes, settings, given, progress)
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
-            answers = _answers(scorer, source, [data.samples[i].name for i in held])
+            answers = _answers(scorer, source, chosen)
         before = _before(refined, chosen, labelling, source) if refined else {}
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
-    _refuse_other_answers(answers.pooled, chosen, given)
+    _refuse_other_answers(answers.difference, given)
     metrics = evaluate(answers.predictions, data.defect[held], _breakdowns([data.samples[i] for i in held], labelling))
     about = {
         **bundle.about,
@@ -142,12 +149,12 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
         "skipped": [list(entry) for entry in data.skipped],
         "notes": list(data.notes),
+        "features": {"found": cache.found, "computed": cache.computed},
         "seconds": round(time.perf_counter() - start_s, 3),
     }
     progress(Step("write"))
-    reference = _reference(answers, data.defect[held])
     report = {training_set.NAME: training_set.to_csv(data.samples, chosen.features.sha256, held)}
-    written = write_bundle(settings.out, replace(bundle, about=about, reference=reference), report)
+    written = write_bundle(settings.out, replace(bundle, about=about, reference=answers.reference), report)
     return written, summary(settings.out, written)
 
 
@@ -164,6 +171,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "refined",
         "skipped",
         "notes",
+        "features",
         "seconds",
     )
     return {
@@ -182,12 +190,16 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answers:
-    """What the written model says of held-out images, through the serving path."""
+    """What the written model says of held-out images, through the serving path.
+
+    Attributes:
+        reference: of some of them.
+        difference: the most that a pooled value lies away from what was fitted on.
+    """
 
     predictions: list[Prediction]
-    images: np.ndarray
-    evidence: np.ndarray
-    pooled: np.ndarray
+    reference: Reference
+    difference: float
 
 
 def _refuse_existing(path: Path | None) -> None:
@@ -235,7 +247,7 @@ def _before(refined: Refined, chosen: Chosen, labelling: Labelling, source: Sour
     """What was refined, and what the earlier bundle says of the same held-out images."""
     samples = [chosen.data.samples[i] for i in chosen.held]
     with Scorer(refined.bundle, open_for(refined.bundle, "onnxruntime")) as scorer:
-        answers = _answers(scorer, source, [sample.name for sample in samples])
+        answers = _answers(scorer, source, chosen)
     earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], _breakdowns(samples, labelling))
     return {"refined": {**refined.told, "before": earlier}, "review_folders": dict(refined.folders)}
 
@@ -266,9 +278,8 @@ def _given_featurizer(settings: TrainSettings) -> Bundle | None:
     return open_bundle(settings.featurizer_of)
 
 
-def _refuse_other_answers(pooled: np.ndarray, chosen: Chosen, given: Bundle | None) -> None:
+def _refuse_other_answers(difference: float, given: Bundle | None) -> None:
     """The head was fitted on what this version builds; the given graph must compute the same. Raises GraphError."""
-    difference = float(np.abs(pooled - chosen.features.pooled[chosen.held][:, : pooled.shape[1]]).max())
     if given is not None and difference > _MOST_DIFFERENCE:
         msg = (
             f"the graph of bundle {given.name!r} answers up to {difference:.3g} away from what this version builds of "
@@ -292,7 +303,8 @@ def _fit(
     trained_rate = float(defect[used].mean())
     rate = trained_rate if settings.defect_rate is None else settings.defect_rate
     looks = chosen.features.looks.take(used)
-    distances = held_back_distances(data.pooled[used], folds)
+    pooled = take(data.pooled, used)
+    distances = held_back_distances(pooled, folds)
     head = Head(
         name="default",
         featurizer=hashlib.sha256(graph).hexdigest(),
@@ -303,7 +315,7 @@ def _fit(
         calibration=shift_to_rate(calibration, trained_rate, rate),
         operating_point=from_costs(settings.costs),
         pixels=pixel_limits(chosen.features.pixels[used], looks.levels),
-        features=limits_of(data.pooled[used], np.concatenate(distances)),
+        features=limits_of(pooled, np.concatenate(distances)),
     )
     stream, told = stream_limits(looks.glances, looks.noises, groups[used], settings.seed)
     progress(Step("validate"))
@@ -342,26 +354,32 @@ def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) 
     }
 
 
-def _answers(scorer: Scorer, source: Source, names: Sequence[str]) -> _Answers:
-    """Held-out images the whole way that a frame takes, from its bytes on."""
+def _answers(scorer: Scorer, source: Source, chosen: Chosen) -> _Answers:
+    """Held-out images the whole way that a frame takes, from its bytes on; of most only the prediction is kept."""
+    names = [chosen.data.samples[row].name for row in chosen.held]
+    fitted, kept = take(chosen.table.pooled, chosen.held), _reference_rows(chosen.data.defect[chosen.held])
     predictions: list[Prediction] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    difference = 0.0
     for start in range(0, len(names), BATCH):
         images = np.stack([scorer.decode(source.read(name)) for name in names[start : start + BATCH]])
         features = scorer.features(images)
         predictions += scorer.predict(images, features)
-        parts.append((images, features.evidence[:, 0], features.pooled))
-    return _Answers(predictions, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+        off = np.abs(features.pooled - fitted[start : start + len(images)])
+        difference = float(np.maximum(difference, off.max()))
+        own = kept[(kept >= start) & (kept < start + len(images))] - start
+        parts.append((images[own], features.pooled[own], features.evidence[own, 0]))
+    probabilities = np.array([predictions[row].defect_probability for row in kept])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return _Answers(predictions, Reference(columns[0], columns[1], columns[2], probabilities), difference)
 
 
-def _reference(answers: _Answers, defect: np.ndarray) -> Reference:
+def _reference_rows(defect: np.ndarray) -> np.ndarray:
     """Up to 64 held-out images, as many of each class as there are."""
     good, bad = np.flatnonzero(~defect), np.flatnonzero(defect)
     share = REFERENCE_IMAGES // 2
-    take = min(len(bad), max(share, REFERENCE_IMAGES - len(good)))
-    rows = np.sort(np.concatenate([good[: REFERENCE_IMAGES - take], bad[:take]]))
-    probabilities = np.array([answers.predictions[i].defect_probability for i in rows])
-    return Reference(answers.images[rows], answers.pooled[rows], answers.evidence[rows], probabilities)
+    take_bad = min(len(bad), max(share, REFERENCE_IMAGES - len(good)))
+    return np.sort(np.concatenate([good[: REFERENCE_IMAGES - take_bad], bad[:take_bad]]))
 
 
 def _breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, list[str]]:
