@@ -149,6 +149,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
         "skipped": [list(entry) for entry in data.skipped],
         "notes": list(data.notes),
+        "duplicates": data.copies.to_json(),
         "seconds": round(time.perf_counter() - start_s, 3),
     }
     progress(Step("write"))
@@ -171,6 +172,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "refined",
         "skipped",
         "notes",
+        "duplicates",
         "seconds",
     )
     return {
