@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from consumer.cli_options import client_config as client_config_option
 from engine.choice import BACKENDS
 from engine.cli_build import take_settings, tensorrt_settings
+from engine.cli_bundle import bundle_cache_option
 from engine.command import VERB, print_json
 
 RUN_EPILOG = """\b
@@ -42,12 +42,7 @@ _SERVERS = click.option(
 @click.option(
     "--shadow", metavar="BUNDLE", help="A candidate: its decisions are compared in the metrics, never published."
 )
-@click.option(
-    "--bundle-cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Where bundles fetched from URLs are kept. Default: the user's cache folder.",
-)
+@bundle_cache_option
 @click.option(
     "--watch-s",
     default=5.0,
@@ -128,7 +123,7 @@ _SERVERS = click.option(
     help="Log lines on standard error; auto: text on a terminal, else JSON.",
 )
 @click.option("--idle-exit-s", type=float, metavar="S", help="End when no frame came for so many seconds; for replays.")
-def run(*, client_config: Path | None, http_port: int, bundle_cache: Path | None, **options: Any) -> None:
+def run(*, client_config: Path | None, http_port: int, bundle_cache: Path, **options: Any) -> None:
     """Judge the frames of a topic: one verdict per frame, in order per station.
 
     Goes on where the group last committed; a new group begins at the oldest frame kept, so no frame is skipped. On
@@ -140,10 +135,9 @@ def run(*, client_config: Path | None, http_port: int, bundle_cache: Path | None
     """
     from consumer.app import log_to_stderr, run_consumer  # noqa: PLC0415 - `--help` must not wait for it
     from consumer.config import Settings, read_client_config  # noqa: PLC0415 - the same
-    from engine.plan_cache import default_folder  # noqa: PLC0415 - the same
 
     settings = Settings(
-        bundle_cache=bundle_cache or default_folder(os.environ).with_name("bundles"),
+        bundle_cache=bundle_cache,
         tensorrt=take_settings(options, options["backend"]),
         client={} if client_config is None else read_client_config(client_config),
         http_port=None if http_port < 0 else http_port,

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from engine.bundle import open_bundle
+from engine.bundle import bundle_url, open_bundle
 from engine.errors import BundleError, RemoteError
 from engine.locations import shown
 from engine.remote import mark_of, open_store
@@ -26,6 +26,7 @@ from engine.remote import mark_of, open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from engine.bundle import Bundle
     from engine.remote_words import Listing, RemoteStore
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,18 @@ TRIES = 3
 UNKNOWN = (("not told yet", 0, 0, 0),)
 
 Sight = tuple[tuple[str, int, int, int], ...]
+
+
+def open_located(location: str | Path, folder: Path | None) -> Bundle:
+    """Open a bundle, wherever it is; one at a URL is fetched into `folder` where it is not there yet.
+
+    Raises:
+        BundleError: as `engine.bundle.open_bundle`; without a folder for a URL, too.
+        RemoteError: it cannot be fetched now, and nothing was fetched from there before.
+    """
+    url = bundle_url(str(location))
+    at = None if url is None or folder is None else BundleCache(folder).fetch(url)
+    return open_bundle(location, at=at)
 
 
 class BundleCache:

@@ -11,6 +11,7 @@ import click
 
 from engine.choice import BACKENDS
 from engine.cli_build import take_settings, tensorrt_settings
+from engine.cli_bundle import bundle_cache_option
 from engine.command import VERB, print_json
 from engine.errors import FrameError, InputError
 
@@ -40,6 +41,7 @@ Examples:
     metavar="DIR",
     help="Also write each picture there with what speaks for a defect drawn over it.",
 )
+@bundle_cache_option
 @tensorrt_settings
 @click.option(
     "--json", "as_json", is_flag=True, help="Kept for symmetry: the output is always one JSON line per image."
@@ -50,6 +52,7 @@ def score(
     backend: str,
     heatmap: Path | None,
     *,
+    bundle_cache: Path,
     as_json: bool,  # noqa: ARG001 - see its help
     **values: Any,
 ) -> None:
@@ -59,7 +62,7 @@ def score(
     """
     from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
 
-    with open_scorer(bundle, backend, tensorrt=take_settings(values, backend)) as scorer:
+    with open_scorer(bundle, backend, tensorrt=take_settings(values, backend), cache=bundle_cache) as scorer:
         for path, name in _files(paths):
             print_json(_line(scorer, path, None if heatmap is None else heatmap / name), indent=None)
 
@@ -141,11 +144,21 @@ Examples:
     "--batches", default=1000, type=click.IntRange(min=1), help="Batches over which the memory must not grow."
 )
 @click.option("--seconds", default=5.0, type=click.FloatRange(min=0), help="To time the batch sizes for, all together.")
+@bundle_cache_option
 @tensorrt_settings
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def verify(
-    ctx: click.Context, /, bundle: str, backend: str, batches: int, seconds: float, *, as_json: bool, **values: Any
+    ctx: click.Context,
+    /,
+    bundle: str,
+    backend: str,
+    batches: int,
+    seconds: float,
+    *,
+    bundle_cache: Path,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Is this machine's answer the bundle's own answer, in every batch and for long, and how fast is it?
 
@@ -159,7 +172,7 @@ def verify(
     from engine.verify_table import lines  # noqa: PLC0415
 
     tensorrt = take_settings(values, backend)
-    with open_scorer(bundle, backend, tensorrt=tensorrt) as scorer, progress_bar() as show:
+    with open_scorer(bundle, backend, tensorrt=tensorrt, cache=bundle_cache) as scorer, progress_bar() as show:
         result = run_verify(scorer, Effort(seconds, batches), time.perf_counter, tick=show)
     if as_json:
         print_json(result)

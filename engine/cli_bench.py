@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine.cli_bundle import bundle_cache_option
 from engine.command import VERB, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 _EXAMPLE = """\b
 Examples:
@@ -25,6 +27,7 @@ def bench() -> None:
 
 @bench.command(context_settings=VERB, epilog=_EXAMPLE)
 @click.option("--bundle", help="Bundle whose graph is measured.  [default: the featurizer at 160 x 160]")
+@bundle_cache_option
 @click.option(
     "--seconds",
     default=0.3,
@@ -33,18 +36,18 @@ def bench() -> None:
 )
 @click.option("--rounds", default=7, type=click.IntRange(min=1), help="Laps of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def engine(bundle: str | None, seconds: float, rounds: int, *, as_json: bool) -> None:
+def engine(bundle: str | None, seconds: float, rounds: int, *, bundle_cache: Path, as_json: bool) -> None:
     """Images a second of each backend here, against the fastest plain loop of its own library on the same graph.
 
     All take turns in many short laps, and medians are told. Other programs on the machine slow some more than others
     all the same: have a quiet one where the figures matter, or go by the milliseconds of processor time.
     """
     from engine.bench import Timing, bench_engine  # noqa: PLC0415 - `--help` must not wait for it
-    from engine.bundle import open_bundle  # noqa: PLC0415
+    from engine.bundle_cache import open_located  # noqa: PLC0415
     from engine.progress import progress_bar  # noqa: PLC0415
     from engine.stand_in import stand_in  # noqa: PLC0415
 
-    opened = stand_in() if bundle is None else open_bundle(bundle)
+    opened = stand_in() if bundle is None else open_located(bundle, bundle_cache)
     with progress_bar() as show:
         result = bench_engine(opened, Timing(seconds, rounds), show)
     if as_json:

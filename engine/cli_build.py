@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine.cli_bundle import bundle_cache_option
 from engine.command import VERB, print_json
 from engine.plan_cache import default_folder
 from engine.progress import progress_bar
@@ -89,19 +90,20 @@ def _bytes(mebibytes: int | None) -> int | None:
 @click.command(context_settings=VERB, epilog="\b\nExample:\n  framegate build bundles/parts-1\n")
 @click.argument("bundle")
 @click.option("--backend", default="tensorrt", type=click.Choice(list(_PRECISION)), help="What the plans are for.")
+@bundle_cache_option
 @tensorrt_settings
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def build(bundle: str, backend: str, *, as_json: bool, **values: Any) -> None:
+def build(bundle: str, backend: str, *, bundle_cache: Path, as_json: bool, **values: Any) -> None:
     """Build the TensorRT plans of BUNDLE for this machine's GPU, load them and try every size of batch.
 
     A plan serves every head of the bundle's featurizer, and holds until the GPU, its driver or TensorRT change. What is
     in the plan cache already is not built again.
     """
     from engine.backend_tensorrt import TensorRTBackend  # noqa: PLC0415 - `--help` must not wait for it
-    from engine.bundle import open_bundle  # noqa: PLC0415
+    from engine.bundle_cache import open_located  # noqa: PLC0415
 
     options = take_settings(values, backend)
-    graph = open_bundle(bundle).graph
+    graph = open_located(bundle, bundle_cache).graph
     start_s = time.perf_counter()
     with progress_bar(width=40, hides_done=True) as show:
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from engine.remote_words import BUNDLE, Stamp, away, changed, denied, missing, too_many, uninstalled
+from engine.remote_words import BUNDLE, Stamp, away, changed, denied, empty, missing, too_many, uninstalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +81,7 @@ class FsspecStore:
         except FileNotFoundError as error:
             raise missing(url, self._wanted, self._hint(url)) from error
         if not listing:
-            raise missing(url, self._wanted, "; it is empty" if self._wanted.tells_neighbours else "")
+            raise empty(url, self._wanted) if self._wanted.tells_neighbours else missing(url, self._wanted)
         if len(listing) > self._wanted.most_files:
             raise too_many(url, self._wanted, len(listing))
         return listing
@@ -209,6 +209,7 @@ def _refusal(error: BaseException | None) -> str | None:
         details = response.get("Error", {}) if isinstance(response, dict) else {}
         status = getattr(error, "status_code", None)
         code = getattr(error, "error_code", None) or details.get("Code")
+        code = getattr(code, "value", code)
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if status in _REFUSED or str(code) in {"401", "403"} or kinds & _REFUSALS:
             return f"{type(error).__name__}{f', {code}' if code else ''}"

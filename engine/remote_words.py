@@ -128,6 +128,11 @@ def missing(url: str, wanted: Wanted, hint: str = "") -> InputError:
     return wanted.absent(f"{wanted.noun} {shown(url)} is not there: expected {wanted.expected}{hint}")
 
 
+def empty(url: str, wanted: Wanted) -> InputError:
+    """A folder or container without a file."""
+    return wanted.absent(f"{wanted.noun} {shown(url)} is empty: expected {wanted.expected}")
+
+
 def denied(url: str, wanted: Wanted, code: str) -> FramegateError:
     """The store does not let us: no key, a wrong one, or one without the right to read."""
     keys = _KEYS.get(EXTRAS.get(urlsplit(url).scheme.lower(), ""), "give its package a key that may read")

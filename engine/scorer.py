@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from engine.bundle import open_bundle
+from engine.bundle_cache import open_located
 from engine.choice import open_for
 from engine.heads import stack
 from engine.prediction import OperatingPoint, Prediction, ScoredBatch
@@ -79,13 +79,26 @@ class Scorer:
         self.close()
 
 
-def open_scorer(location: str | Path, backend: str = "auto", *, tensorrt: TensorRTOptions | None = None) -> Scorer:
-    """Open a bundle on a backend; `tensorrt` is for TensorRT alone.
+def open_scorer(
+    location: str | Path,
+    backend: str = "auto",
+    *,
+    tensorrt: TensorRTOptions | None = None,
+    cache: Path | None = None,
+) -> Scorer:
+    """Open a bundle on a backend.
+
+    Args:
+        location: path or URL of the bundle.
+        backend: a name in `engine.choice.BACKENDS`.
+        tensorrt: for TensorRT alone.
+        cache: folder for bundles from URLs; None: URLs are refused.
 
     Raises:
         BundleError: the bundle is not there or not whole.
+        RemoteError: it cannot be fetched.
         InputError: there is no such backend.
         DeviceError, PlanError: the backend asked for cannot run here.
     """
-    bundle = open_bundle(location)
+    bundle = open_located(location, cache)
     return Scorer(bundle, open_for(bundle, backend, tensorrt=tensorrt))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from tests.kafka_cluster import ApacheKafka, RunningBroker
+    from tests.object_stores import Azurite, Moto, ObjectStore
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that use ONNX Runtime without the engine tell nobody anything either
 
@@ -125,6 +126,34 @@ def broker(request: pytest.FixtureRequest) -> RunningBroker:
     """Each kind of broker in turn."""
     running: RunningBroker = request.getfixturevalue(request.param)
     return running
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Azure's blob storage on loopback, shared by all tests; skips where it is not installed."""
+    from tests.object_stores import Azurite
+
+    with Azurite(tmp_path_factory.mktemp("azurite")) as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
+    """Amazon's S3 on loopback, shared by all tests."""
+    from tests.object_stores import Moto
+
+    pytest.importorskip("moto", reason="needs moto[server]")
+    with Moto(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture(params=["azurite", "moto"])
+def object_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """Each kind of object store in turn, with its keys in the environment."""
+    store: ObjectStore = request.getfixturevalue(request.param)
+    for name, value in store.env().items():
+        monkeypatch.setenv(name, value)
+    return store
 
 
 @contextlib.contextmanager

@@ -18,6 +18,10 @@ class Web:
         status: what it answers everything with, if not 200.
         no_head: it refuses HEAD, as a signed URL does.
         cut: it breaks off in the middle.
+        cuts: it breaks off at these bytes of the file, each once.
+        ranges: it can begin in the middle.
+        hiccups: how often it answers 503 to GET before it answers.
+        sent_bytes: of the file.
         asked: the requests it has had.
     """
 
@@ -26,6 +30,10 @@ class Web:
     status: int = 200
     no_head: bool = False
     cut: bool = False
+    cuts: list[int] = field(default_factory=list)
+    ranges: bool = False
+    hiccups: int = 0
+    sent_bytes: int = 0
     port: int = 0
     asked: list[str] = field(default_factory=list)
 
@@ -65,13 +73,26 @@ class Web:
         self.asked.append(method)
         content = self.content
         status = 403 if method == "HEAD" and self.no_head else self.status
-        request.send_response(404 if content is None else status)
+        if method == "GET" and self.hiccups:
+            self.hiccups -= 1
+            status = 503
         if content is None or status != 200:
+            request.send_response(404 if content is None else status)
             request.end_headers()
             return
-        request.send_header("Content-Length", str(len(content)))
+        start = self._start(request)
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(content) - start))
         if self.etag is not None:
             request.send_header("ETag", f'"{self.etag}"')
         request.end_headers()
         if method == "GET":
-            request.wfile.write(content[: len(content) // 2] if self.cut else content)
+            end = len(content) // 2 if self.cut else self.cuts.pop(0) if self.cuts else len(content)
+            request.wfile.write(content[start:end])
+            self.sent_bytes += end - start
+
+    def _start(self, request: BaseHTTPRequestHandler) -> int:
+        """Where an answer begins."""
+        asked = request.headers.get("Range")
+        is_same = request.headers.get("If-Range") == f'"{self.etag}"'
+        return int(asked.removeprefix("bytes=").rstrip("-")) if asked and is_same and self.ranges else 0

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from trainer.progress import Step
 
 _TRAIN_EXAMPLE = """\b
-Example:
+Examples:
   framegate train parts.zip --out bundles/parts-1 --size 320x224 --roi 0.2,0.1,0.8,0.9
+  framegate train az://images/train.zip --out bundles/pets-1 --fail-class dog
 """
 
 
@@ -29,7 +30,17 @@ Example:
 @click.option("--name", help="Name of the model in verdicts; by default the bundle's own.")
 @click.option("--model-version", default="1", help="Version of the model in verdicts.")
 @click.option("--fail-class", help="Which of the two classes is the defect, where the names do not say it.")
-@click.option("--groups", type=click.Path(path_type=Path), help="CSV with columns file,label,group (lot, board, ...).")
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path),
+    help="CSV with columns file,label,group (lot, board, ...): of the last two one may be missing.",
+)
+@click.option("--columns", help="What they are called there, for example file=image,label=class,group=lot.")
+@click.option(
+    "--group-pattern",
+    metavar="REGEX",
+    help="What belongs together, as captured from the paths, for example '(lot[0-9]+)'; instead of groups in a CSV.",
+)
 @click.option(
     "--size", help="Input of the network as WIDTHxHEIGHT in pixels, multiples of 32; by default chosen among a few."
 )
@@ -82,11 +93,14 @@ Example:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
-    """Train a bundle from SOURCE: a zip or a folder of two classes.
+    """Train a bundle from SOURCE: a zip or a folder of two classes, on this machine or at a URL.
 
-    Classes come from folders (good/, fail/) or from names (cat.12.jpg, dog.7.jpg).
+    Classes come from folders (good/, fail/), from names (cat.12.jpg, dog.7.jpg) or from the CSV file of --groups. URLs
+    are https:// of a zip, and az://, s3://, gs:// and others of a zip or of loose images; keys come from the usual
+    environment.
     """
-    from trainer.operating_point import Costs  # noqa: PLC0415 - `--help` must not wait for scikit-learn
+    from trainer.label_csv import Columns  # noqa: PLC0415 - `--help` must not wait for scikit-learn
+    from trainer.operating_point import Costs  # noqa: PLC0415
     from trainer.train import TrainSettings  # noqa: PLC0415
     from trainer.train import train as run_training  # noqa: PLC0415
 
@@ -97,6 +111,8 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         version=options["model_version"],
         fail_class=options["fail_class"],
         groups=options["groups"],
+        columns=Columns.parse(options["columns"]),
+        group_pattern=options["group_pattern"],
         size_px=parse_size(options["size"]) if options["size"] else None,
         tile_px=parse_size(options["tile"], "tile") if options["tile"] else None,
         backbone=options["backbone"],

@@ -11,15 +11,17 @@ import numpy as np
 from engine.errors import FrameError
 from engine.image_header import read_header
 from engine.specs import ImageSpec, Region, nearest_side
+from trainer.copies import without_copies
 from trainer.errors import LabelError, MemberError
 from trainer.features import FeatureSet, extract
 from trainer.labels import MINIMUM_PER_CLASS
-from trainer.split import contradictions, first_of_each, group_ids
+from trainer.split import group_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.featurizer import FeaturizerSpec
+    from trainer.copies import Copies
     from trainer.feature_store import FeatureCache
     from trainer.labels import Labelling, Sample
     from trainer.sources import Source
@@ -38,6 +40,7 @@ class Dataset:
         skipped: (name, why) of files that are no images.
         notes: what the user must hear.
         cache: where features are kept, open as long as this is used.
+        copies: files with the bytes of others, which are no samples.
     """
 
     source: Source
@@ -47,6 +50,7 @@ class Dataset:
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     cache: FeatureCache
+    copies: Copies
 
     def extract(
         self,
@@ -78,9 +82,9 @@ def open_dataset(
     names = [sample.name for sample in labelling.samples]
     features = _extract(source, names, image, featurizer, progress, cache)
     everything = [labelling.samples[i] for i in features.kept]
-    chosen, notes = _without_copies(everything, features.sha256)
-    skipped, features = features.skipped, features.take(chosen)
-    samples = tuple(everything[i] for i in chosen)
+    copies = without_copies(everything, features.sha256)
+    skipped, features = features.skipped, features.take(copies.kept)
+    samples = tuple(everything[i] for i in copies.kept)
     defect = np.array([sample.is_defect for sample in samples], bool)
     _refuse_too_few(defect, labelling, skipped)
     groups = group_ids([sample.group for sample in samples], features.sha256)
@@ -90,8 +94,9 @@ def open_dataset(
         defect,
         groups,
         (*labelling.skipped, *skipped),
-        (*source.notes, *labelling.notes, *notes),
+        (*source.notes, *labelling.notes, *copies.notes),
         cache,
+        copies,
     ), features
 
 
@@ -131,28 +136,6 @@ def _extract(
         progress(done, len(names))
 
     return extract(names, source.read, image, featurizer, turn=turn, progress=advance, cache=cache)
-
-
-def _without_copies(samples: Sequence[Sample], sha256: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """One of each content, so that no copy stands on both sides of a split; none where its copies disagree.
-
-    Returns:
-        Indices of what is left, and what the user must hear about the rest.
-    """
-    pairs = contradictions([sample.label for sample in samples], sha256)
-    disputed = {sha256[index] for _, index in pairs}
-    first = first_of_each(sha256)
-    left = np.array([index for index in first if sha256[index] not in disputed], np.int64)
-    notes = []
-    if disputed:
-        one, other = pairs[0]
-        notes.append(
-            f"ATTENTION: {len(disputed)} images lie in both classes and were left out, for example "
-            f"{samples[one].name} and {samples[other].name}: one of the two labels is wrong"
-        )
-    if len(first) < len(samples):
-        notes.append(f"{len(samples) - len(first)} files are byte-for-byte copies of others and were left out")
-    return left, notes
 
 
 def _refuse_too_few(defect: np.ndarray, labelling: Labelling, skipped: Sequence[tuple[str, str]]) -> None:

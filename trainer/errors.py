@@ -22,4 +22,4 @@ class SplitError(InputError):
 
 
 class FetchError(WorkError):
-    """A public set cannot be downloaded now, or what arrived is not what was pinned. Starting again may help."""
+    """Images cannot be downloaded now, or what arrived is not what was promised. Starting again may help."""

@@ -6,8 +6,6 @@ the files do not say which classes there are, training does not begin.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -16,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.archives import show
 from trainer.errors import LabelError
-from trainer.sources import GROUPS_FILE, IMAGE_SUFFIXES, decode_csv
+from trainer.group_pattern import group_by_pattern
+from trainer.kinds import GROUPS_FILE, IMAGE_SUFFIXES
+from trainer.label_csv import DEFAULT_COLUMNS, match_rows, read_groups_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from trainer.label_csv import Columns, Row
     from trainer.sources import Source
 
 MINIMUM_PER_CLASS = 10
@@ -101,12 +102,22 @@ def label_source(
     *,
     fail_class: str | None = None,
     groups_file: Path | None = None,
+    columns: Columns = DEFAULT_COLUMNS,
+    group_pattern: str | None = None,
     minimum_per_class: int = MINIMUM_PER_CLASS,
 ) -> Labelling:
     """Label a source's images: by `groups_file`, else by a `groups.csv` inside the source, else by their names.
 
+    Args:
+        source: whose images they are.
+        fail_class: see `label_items`.
+        groups_file: CSV file on this machine.
+        columns: what its columns are called.
+        group_pattern: see `trainer.group_pattern`; it takes the place of the groups in a CSV file.
+        minimum_per_class: how few images of one class are refused.
+
     Raises:
-        InputError: the CSV file cannot be read, or `label_items` refuses.
+        InputError: the CSV file cannot be read, or `label_items` or `group_by_pattern` refuses.
     """
     notes: tuple[str, ...] = ()
     if groups_file is not None:
@@ -116,23 +127,17 @@ def label_source(
         if text is not None:
             notes = (f"the {GROUPS_FILE} inside the source is used; --groups FILE takes another",)
     names = [item.name for item in source.items()]
-    labelling = label_items(names, fail_class=fail_class, groups_csv=text, minimum_per_class=minimum_per_class)
-    return replace(labelling, notes=notes + labelling.notes)
-
-
-def read_groups_file(path: Path) -> str:
-    """Text of a CSV file on this machine.
-
-    Raises:
-        LabelError: it cannot be read.
-        SourceError: it is not UTF-8 text.
-    """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        msg = f"groups file {path} cannot be read: {error.strerror}; expected a CSV file with columns file,label,group"
-        raise LabelError(msg) from error
-    return decode_csv(content, f"groups file {path}")
+        labelling = label_items(
+            names, fail_class=fail_class, groups_csv=text, columns=columns, minimum_per_class=minimum_per_class
+        )
+    except LabelError as error:  # what was ignored may well be what is missing
+        raise LabelError("; ".join([str(error), *source.notes])) from error
+    samples = labelling.samples
+    if group_pattern is not None:
+        samples, told = group_by_pattern(samples, group_pattern)
+        notes += told
+    return replace(labelling, samples=samples, notes=notes + labelling.notes)
 
 
 def label_items(
@@ -140,6 +145,7 @@ def label_items(
     *,
     fail_class: str | None = None,
     groups_csv: str | None = None,
+    columns: Columns = DEFAULT_COLUMNS,
     minimum_per_class: int = MINIMUM_PER_CLASS,
 ) -> Labelling:
     """Find the two classes and give every image its own.
@@ -153,15 +159,16 @@ def label_items(
         fail_class: which class is the defect; without it well-known words decide, else the second in the alphabet,
             and a note says so.
         groups_csv: text of the CSV file.
+        columns: what its columns are called.
         minimum_per_class: how few images of one class are refused.
 
     Raises:
         LabelError: not exactly two classes, too few images of one, or a CSV file that does not fit the images.
     """
     found = _labels_of_names(names)
-    rows: Mapping[str, _Row] = {}
+    rows: Mapping[str, Row] = {}
     if groups_csv is not None:
-        rows, notes = _match_rows(names, groups_csv)
+        rows, notes = match_rows(names, groups_csv, columns)
         found = _labels_of_rows(names, rows, found, notes)
     labels, classes = _merge_spellings(found.labels)
     _refuse_classes(classes, found.how, names)
@@ -187,18 +194,7 @@ class _Found:
     is_certain: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One line of the CSV file."""
-
-    line: int
-    file: str
-    label: str
-    group: str | None
-    extra: Mapping[str, str]
-
-
-def _from_row(row: _Row | None) -> dict[str, Any]:
+def _from_row(row: Row | None) -> dict[str, Any]:
     """What a CSV row adds to a sample."""
     return {} if row is None else {"group": row.group, "extra": row.extra}
 
@@ -322,92 +318,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(show(name) for name in list(names)[:3])
 
 
-def _match_rows(names: Sequence[str], text: str) -> tuple[dict[str, _Row], list[str]]:
-    """Image -> its row, and notes on rows without an image."""
-    index = _suffix_index(names)
-    matched: dict[str, _Row] = {}
-    unknown: list[_Row] = []
-    for row in _read_rows(text):
-        name = _find(row, index)
-        if name is None:
-            unknown.append(row)
-        elif name in matched:
-            msg = (
-                f"groups file: lines {matched[name].line} and {row.line} both name the image {show(name)}; expected one"
-                " line for each image"
-            )
-            raise LabelError(msg)
-        else:
-            matched[name] = row
-    notes = []
-    if unknown:
-        notes.append(
-            f"groups file: {len(unknown)} rows name files that are not in the source, such as {show(unknown[0].file)}"
-        )
-    alone = sum(row.group is None for row in matched.values())
-    if 0 < alone < len(matched):
-        notes.append(f"groups file: {alone} images have no group and stand alone")
-    return matched, notes
-
-
-def _suffix_index(names: Sequence[str]) -> dict[str, str | None]:
-    """Every path and every end of one -> the image; None where several images share that end."""
-    index: dict[str, str | None] = {}
-    for name in names:
-        parts = name.split("/")
-        for start in range(1, len(parts)):
-            end = "/".join(parts[start:])
-            index[end] = None if end in index else name
-    index.update({name: name for name in names})
-    return index
-
-
-def _find(row: _Row, index: Mapping[str, str | None]) -> str | None:
-    """The image a row means: its path or a unique end of it, with or without the row's own top folder."""
-    file = row.file
-    if file in index:
-        name = index[file]
-        if name is None:
-            msg = f"groups file: line {row.line}: {show(file)} fits several images; expected the path inside the source"
-            raise LabelError(msg)
-        return name
-    # Only a whole path here: `fail/1.jpg` must never find `good/1.jpg` by its last part.
-    below_top = file.partition("/")[2]
-    return below_top if index.get(below_top) == below_top and below_top else None
-
-
-def _read_rows(text: str) -> list[_Row]:
-    """The lines of the CSV file; comma, semicolon or tab."""
-    header = text.lstrip("\ufeff").partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=delimiter)
-    try:
-        table = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        msg = f"groups file: line {reader.line_num} is not CSV ({error}); expected columns file,label,group"
-        raise LabelError(msg) from error
-    columns = [cell.strip().casefold() for cell in table[0][1]] if table else []
-    if not {"file", "label", "group"} <= set(columns) or len(set(columns)) != len(columns):
-        got = ",".join(columns) or "nothing"
-        msg = f"groups file has columns {show(got)}: expected file,label,group, each once, and any further ones"
-        raise LabelError(msg)
-    return [_row(line, cells, columns) for line, cells in table[1:]]
-
-
-def _row(line: int, cells: list[str], columns: list[str]) -> _Row:
-    """One line, checked."""
-    if len(cells) != len(columns):
-        msg = f"groups file: line {line} has {len(cells)} cells, expected {len(columns)} as in the header"
-        raise LabelError(msg)
-    values = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
-    file = "/".join(PurePosixPath(values.pop("file").replace("\\", "/")).parts)
-    if not file:
-        msg = f"groups file: line {line} names no file; expected a path inside the source"
-        raise LabelError(msg)
-    return _Row(line, file, values.pop("label"), values.pop("group") or None, values)
-
-
-def _labels_of_rows(names: Sequence[str], rows: Mapping[str, _Row], found: _Found, notes: Sequence[str]) -> _Found:
+def _labels_of_rows(names: Sequence[str], rows: Mapping[str, Row], found: _Found, notes: Sequence[str]) -> _Found:
     """Labels where a CSV file is given; `found` fills empty cells and must not contradict."""
     missing = [name for name in names if name not in rows]
     images = [name for name in missing if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
@@ -426,7 +337,7 @@ def _labels_of_rows(names: Sequence[str], rows: Mapping[str, _Row], found: _Foun
     return _Found(labels, dict.fromkeys(missing, "has no row in the groups file"), "csv", tuple(notes))
 
 
-def _refuse_contradictions(labels: Mapping[str, str], rows: Mapping[str, _Row], found: _Found) -> None:
+def _refuse_contradictions(labels: Mapping[str, str], rows: Mapping[str, Row], found: _Found) -> None:
     """A path that carries the name of a class must carry the class of its row."""
     classes = {label.casefold() for label in labels.values()}
     for name, label in labels.items():

@@ -19,9 +19,10 @@ from trainer.reviews import read_reviews
 from trainer.sources import Item, Source, open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from engine.bundle import Bundle
+    from trainer.progress import Step
     from trainer.reviews import Review
 
 FOLDER = "reviews"
@@ -44,7 +45,14 @@ class Refined:
     told: Mapping[str, Any]
 
 
-def open_refined(location: str, reviews: Path, source_location: str | None, *, limits: Limits | None = None) -> Refined:
+def open_refined(
+    location: str,
+    reviews: Path,
+    source_location: str | None,
+    *,
+    limits: Limits | None = None,
+    tell: Callable[[Step], None] = lambda _: None,
+) -> Refined:
     """Open a bundle's training set again, with the reviews' labels.
 
     Args:
@@ -52,6 +60,7 @@ def open_refined(location: str, reviews: Path, source_location: str | None, *, l
         reviews: see `trainer.reviews`.
         source_location: where the earlier images are now; None: where they were.
         limits: how much the reviewed images may hold.
+        tell: told how far fetching is.
 
     Raises:
         BundleError: the bundle cannot be opened, or does not say what it was trained on.
@@ -65,7 +74,7 @@ def open_refined(location: str, reviews: Path, source_location: str | None, *, l
     folders[own] = str(reviews.parent.absolute())
     where = source_location or str(bundle.about["source"])
     try:
-        base = open_source(where)
+        base = open_source(where, tell=tell)
     except SourceError as error:
         msg = (
             f"the images that bundle {location} was trained on are needed: {error}; say where they are now with SOURCE"
@@ -149,6 +158,10 @@ class _Joined:
     def items(self) -> Sequence[Item]:
         """What is kept."""
         return self._kept
+
+    def fetch(self, names: Sequence[str], tell: Callable[[Step], None] = lambda _: None) -> None:
+        """The earlier images, where they are elsewhere."""
+        self._base.fetch([name for name in names if self._path(name) is None], tell)
 
     def read(self, name: str) -> bytes:
         """From where it lies. Raises MemberError."""

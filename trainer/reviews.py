@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.archives import show
 from trainer.errors import LabelError
-from trainer.sources import decode_csv
+from trainer.label_csv import decode_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

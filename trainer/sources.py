@@ -1,39 +1,32 @@
-"""Where training images come from: a zip or a folder now, object stores later.
+"""Where training images come from: a zip or a folder, here or at a URL.
 
-A new kind of source is a `Store`: names with sizes, and the bytes of one name. Which of the files are images, what is
-ignored and which notes the user gets is decided here, once, for all of them. Nothing is decoded and nothing is written.
+A kind of source is a `Store`: names with sizes, and the bytes of one name. Which of the files are images, what is
+ignored and which notes the user gets is decided here, once, for all of them. Nothing is decoded.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import unquote, urlsplit
 
+from engine.locations import is_url, shown
 from trainer.archives import Limits, SafeZip, show
-from trainer.errors import MemberError, SourceError
+from trainer.errors import SourceError
+from trainer.folder import Folder
+from trainer.kinds import find_groups, is_image, kind_of
+from trainer.label_csv import decode_csv
+from trainer.object_store import open_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff"})
-"""Suffixes that promise an image. Other files are tried too, unless their suffix promises something else."""
-
-NESTED_SUFFIXES = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v"})
-TEXT_SUFFIXES = frozenset(
-    {".csv", ".tsv", ".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".html", ".log"}
-)
-CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "licence", "license"})
-
-GROUPS_FILE = "groups.csv"
-
-EXTRAS = {"s3": "s3", "s3a": "s3", "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure"}
-"""URL scheme -> the extra that will serve it."""
+    from trainer.kinds import Kind
+    from trainer.progress import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +48,15 @@ class Store(Protocol):
     def notes(self) -> Sequence[str]:
         """What the user should hear about the listing."""
 
+    def fetch(self, names: Sequence[str], tell: Callable[[Step], None]) -> None:
+        """Bring these paths of `sizes` to this machine where they are not, each once however often it is read.
+
+        What was not brought is brought when it is read.
+
+        Raises:
+            WorkError: the store is away, breaks off, or there is no room. Nothing is set aside for that.
+        """
+
     def read(self, name: str) -> bytes:
         """The whole content of one path of `sizes`, in any order and more than once; never more than the limits allow.
 
@@ -71,7 +73,7 @@ class Source(Protocol):
 
     @property
     def origin(self) -> str:
-        """What the user gave, for messages and the bundle's manifest."""
+        """What the user gave, for messages and the bundle's manifest; without secrets."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -81,6 +83,13 @@ class Source(Protocol):
         """Every file that may be an image, sorted by name: a zip and the folder it was made of train alike.
 
         That an item decodes is not promised: nothing speaks against it, that is all.
+        """
+
+    def fetch(self, names: Sequence[str], tell: Callable[[Step], None] = lambda _: None) -> None:
+        """Bring these items to this machine where they are elsewhere: each once, however often it is read.
+
+        Raises:
+            WorkError: they cannot be had now.
         """
 
     def read(self, name: str) -> bytes:
@@ -103,21 +112,40 @@ class Source(Protocol):
         """Close it."""
 
 
-def open_source(location: str | Path, limits: Limits | None = None) -> Source:
-    """Open a zip or a folder of images, read-only.
+def open_source(
+    location: str | Path, limits: Limits | None = None, tell: Callable[[Step], None] = lambda _: None
+) -> Source:
+    """Open a zip or a folder of images, here or at a URL, read-only.
 
     A zip's directory is audited here, before anything is read: see `trainer.archives`. One file at a time is in memory.
+    A zip at a URL is fetched here, once, into a file of this run; of a folder at a URL only the names are, see `fetch`.
 
     Args:
-        location: path of a zip or a folder.
+        location: path or URL of a zip or a folder; of a URL's keys its package knows, see `engine.remote`.
         limits: how much it may hold; the defaults serve a million images.
+        tell: told how far fetching is.
 
     Raises:
-        SourceError: not there, neither a zip nor a folder, empty, unsafe, or without a single image.
+        SourceError: not there, neither a zip nor a folder, empty, unsafe, or without a single image; or the store does
+            not let us.
+        WorkError: it cannot be fetched now.
     """
-    _refuse_url(str(location))
     limits = limits or Limits()
-    path = Path(location)
+    text = str(location)
+    if is_url(text):
+        store: Store = open_remote(text, limits, tell)
+    else:
+        _refuse_half_urls(text)
+        store = _open_path(Path(unquote(urlsplit(text).path)) if text.startswith("file://") else Path(text), limits)
+    try:
+        return StoredSource(store, shown(text))
+    except BaseException:
+        store.close()
+        raise
+
+
+def _open_path(path: Path, limits: Limits) -> Store:
+    """A zip or a folder here."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -125,17 +153,19 @@ def open_source(location: str | Path, limits: Limits | None = None) -> Source:
         msg = f"source {path} cannot be read ({why}): expected a zip or a folder of images; check the path"
         raise SourceError(msg) from error
     if stat.S_ISDIR(mode):
-        store: Store = _Folder(path, limits)
-    elif stat.S_ISREG(mode):
-        store = _Zip(path, limits, _is_wanted)
-    else:
-        msg = f"source {path} is neither a file nor a folder: expected a zip or a folder of images"
+        return Folder(path, limits)
+    if stat.S_ISREG(mode):
+        return _Zip(path, limits, is_image)
+    msg = f"source {path} is neither a file nor a folder: expected a zip or a folder of images"
+    raise SourceError(msg)
+
+
+def _refuse_half_urls(text: str) -> None:
+    """A URL that went through a path has lost one slash."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text)
+    if match:
+        msg = f"source {shown(text)} is neither a path nor a URL: expected {match[1]}:// with two slashes"
         raise SourceError(msg)
-    try:
-        return StoredSource(store, str(location))
-    except SourceError:
-        store.close()
-        raise
 
 
 class StoredSource:
@@ -150,9 +180,9 @@ class StoredSource:
         self._store = store
         self.origin = origin
         names = sorted(store.sizes)
-        kinds = {name: _kind(name) for name in names}
+        kinds = {name: kind_of(name) for name in names}
         self._items = tuple(Item(name, store.sizes[name]) for name in names if kinds[name] == "image")
-        self._groups_name = _find_groups(names)
+        self._groups_name = find_groups(names)
         self.notes: Sequence[str] = (*store.notes, *_notes(kinds))
         if not self._items:
             seen = f"{len(names)} other files" if names else "nothing"
@@ -176,6 +206,14 @@ class StoredSource:
         """Every file that may be an image, sorted by name."""
         return self._items
 
+    def fetch(self, names: Sequence[str], tell: Callable[[Step], None] = lambda _: None) -> None:
+        """Bring these items here where they are elsewhere.
+
+        Raises:
+            WorkError: they cannot be had now.
+        """
+        self._store.fetch(names, tell)
+
     def read(self, name: str) -> bytes:
         """The content of one item.
 
@@ -195,134 +233,21 @@ class StoredSource:
         return decode_csv(self._store.read(self._groups_name), f"{self._groups_name} in {self.origin}")
 
 
-def decode_csv(content: bytes, origin: str) -> str:
-    """Text of a CSV file as spreadsheets save it: UTF-8, with or without a byte order mark.
-
-    Raises:
-        SourceError: the bytes are not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        msg = f"{origin} is not UTF-8 text ({error.reason} at byte {error.start}): save it as 'CSV UTF-8'"
-        raise SourceError(msg) from error
-
-
 class _Zip(SafeZip):
     """An audited zip as a Store."""
 
     notes: Sequence[str] = ()
 
-
-class _Folder:
-    """A folder as a Store. Links are followed only to files inside it."""
-
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self._root = path.resolve()
-        self._limits = limits
-        self.sizes: dict[str, int] = {}
-        self._unfollowed: list[str] = []
-        self._walk()
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """One line on links that were not followed."""
-        if not self._unfollowed:
-            return ()
-        count = len(self._unfollowed)
-        first = show(self._unfollowed[0])
-        return (f"{count} link{'' if count == 1 else 's'} not followed (to a folder, nothing or outside): {first}",)
-
-    def read(self, name: str) -> bytes:
-        """The content of one file, up to the size limit."""
-        if name not in self.sizes:
-            msg = f"{show(name)} is not in {self._root}: expected a name from its listing"
-            raise MemberError(msg)
-        limit_bytes = self._limits.max_member_bytes
-        try:
-            with (self._root / name).open("rb") as file:
-                content = file.read(limit_bytes + 1)
-        except OSError as error:
-            msg = f"{self._root / name} cannot be read: {error.strerror}"
-            raise MemberError(msg) from error
-        if len(content) > limit_bytes:
-            msg = f"{self._root / name} is larger than {limit_bytes:,} bytes: expected one image; take it out"
-            raise MemberError(msg)
-        return content
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def _walk(self) -> None:
-        """List every plain file below the root."""
-        for folder, folders, files in os.walk(self._root, onerror=_refuse_unlisted):
-            self._unfollowed += [self._name(folder, name) for name in folders if Path(folder, name).is_symlink()]
-            for name in files:
-                self._add(Path(folder, name), self._name(folder, name))
-
-    def _name(self, folder: str, name: str) -> str:
-        """Path inside the source."""
-        return Path(folder, name).relative_to(self._root).as_posix()
-
-    def _add(self, path: Path, name: str) -> None:
-        """Note one file's size; pipes and devices are no files, a link counts where its target lies inside."""
-        if path.is_symlink() and not path.resolve().is_relative_to(self._root):
-            self._unfollowed.append(name)
-            return
-        try:
-            status = path.stat()
-        except OSError:  # a link to nothing, or a file deleted since it was listed
-            self._unfollowed.append(name)
-            return
-        if stat.S_ISREG(status.st_mode):
-            self.sizes[name] = status.st_size
-        if len(self.sizes) > self._limits.max_members:
-            msg = f"{self._root} holds more than {self._limits.max_members:,} files: split it"
-            raise SourceError(msg)
+    def fetch(self, names: Sequence[str], tell: Callable[[Step], None]) -> None:
+        """All of it is here."""
 
 
-def _refuse_unlisted(error: OSError) -> None:
-    """A folder that cannot be listed would silently shrink a class."""
-    msg = f"folder {error.filename} cannot be listed: {error.strerror}; give this user the right to read it"
-    raise SourceError(msg) from error
-
-
-def _refuse_url(location: str) -> None:
-    """Say which extra will serve a URL. A URL that went through Path has lost one slash."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", location)
-    if not match:
-        return
-    scheme = match[1].lower()
-    extra = EXTRAS.get(scheme)
-    later = f"{scheme}:// will be served by the extra framegate[{extra}]" if extra else f"{scheme}:// is not served"
-    msg = (
-        f"source {location} is a URL: this version reads a zip or a folder on this machine ({later}); "
-        "copy the images here first"
-    )
-    raise SourceError(msg)
-
-
-def _kind(name: str) -> str:
-    """What a file promises to be: image, nested, video or ignored."""
-    path = PurePosixPath(name)
-    if any(part.startswith(".") or part.lower() in CLUTTER for part in path.parts):
-        return "ignored"
-    suffix = path.suffix.lower()
-    if suffix in NESTED_SUFFIXES:
-        return "nested"
-    if suffix in VIDEO_SUFFIXES:
-        return "video"
-    return "ignored" if suffix in TEXT_SUFFIXES else "image"
-
-
-def _is_wanted(name: str) -> bool:
-    """Will this file be read as an image: only then its size and packing matter."""
-    return _kind(name) == "image"
-
-
-def _notes(kinds: Mapping[str, str]) -> list[str]:
+def _notes(kinds: Mapping[str, Kind]) -> list[str]:
     """One line per kind of file that the user may have meant as images."""
-    words = {"nested": ("archive", "unpack what should be trained on"), "video": ("video", "export single images")}
+    words: Mapping[Kind, tuple[str, str]] = {
+        "nested": ("archive", "unpack what should be trained on"),
+        "video": ("video", "export single images"),
+    }
     counts = Counter(kinds.values())
     notes = []
     for kind, (word, cure) in words.items():
@@ -331,14 +256,3 @@ def _notes(kinds: Mapping[str, str]) -> list[str]:
             plural = "" if counts[kind] == 1 else "s"
             notes.append(f"{counts[kind]} {word}{plural} inside the source ignored, such as {show(first)}: {cure}")
     return notes
-
-
-def _find_groups(names: Sequence[str]) -> str | None:
-    """Name of the groups file at the root, or in the one folder that holds everything else."""
-    found = [name for name in names if PurePosixPath(name).name.lower() == GROUPS_FILE]
-    for name in found:
-        if "/" not in name:
-            return name
-    tops = {name.split("/")[0] for name in names if _kind(name) == "image"}
-    below_top = [name for name in found if name.count("/") == 1 and {name.split("/")[0]} == tops]
-    return below_top[0] if len(below_top) == 1 else None

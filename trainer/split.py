@@ -64,16 +64,6 @@ def first_of_each(hashes: Sequence[str]) -> Indices:
     return np.fromiter(first.values(), np.intp, len(first))
 
 
-def contradictions(labels: Sequence[object], hashes: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of positions with the same content and different labels: (first of that content, the one that differs)."""
-    first: dict[str, int] = {}
-    return [
-        (first[value], index)
-        for index, value in enumerate(hashes)
-        if labels[first.setdefault(value, index)] != labels[index]
-    ]
-
-
 def holdout(labels: ArrayLike, groups: ArrayLike, *, share: float = 0.25, seed: int) -> Pair:
     """Set whole groups aside for the test, with about the given share of the images and of each class.
 

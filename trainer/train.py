@@ -24,6 +24,7 @@ from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.evaluate import evaluate
 from trainer.feature_store import LIMIT_GIB, FeatureCache
+from trainer.label_csv import DEFAULT_COLUMNS
 from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, from_costs, shift_to_rate
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.prediction import Prediction
+    from trainer.label_csv import Columns
     from trainer.labels import Labelling, Sample
     from trainer.refine import Refined
     from trainer.selection import Chosen
@@ -60,6 +62,8 @@ class TrainSettings:
     """What `framegate train` was asked for.
 
     Attributes:
+        columns: what the columns of the CSV file are called.
+        group_pattern: regular expression on the images' paths, see `trainer.group_pattern`.
         size_px: (width, height) of the network's input; None chooses among a few by cross-validation.
         tile_px: (width, height) of the tiles to cut the input into; without a size the images' own is taken, as near as
             whole tiles come to it. None does not cut.
@@ -69,7 +73,7 @@ class TrainSettings:
         jpeg: `scaled` or `whole`, see `ImageSpec`; None: as `featurizer_of` has it, or else `scaled`.
         defect_rate: the line's share of defects; None keeps the training set's own.
         held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
-        source: where the images are; None: where those of the bundle to refine were.
+        source: path or URL of a zip or a folder of images; None: where those of the bundle to refine were.
         refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
         features: folder that features are kept in, and looked up in; None: one that is deleted in the end.
         features_limit_gib: of that folder; what was used longest ago is deleted first, what is in use never.
@@ -81,6 +85,8 @@ class TrainSettings:
     version: str = "1"
     fail_class: str | None = None
     groups: Path | None = None
+    columns: Columns = DEFAULT_COLUMNS
+    group_pattern: str | None = None
     size_px: tuple[int, int] | None = None
     tile_px: tuple[int, int] | None = None
     backbone: str | None = None
@@ -123,11 +129,12 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     start_s = time.perf_counter()
     for path in (settings.out, settings.held_out):
         _refuse_existing(path)
-    refined = _refined(settings)
+    refined = _refined(settings, progress)
     given = refined.bundle if refined else _given_featurizer(settings)
     cache = FeatureCache(settings.features, settings.features_limit_gib)
-    with refined.source if refined else _source(settings) as source, cache:
+    with refined.source if refined else _source(settings, progress) as source, cache:
         labelling = refined.labelling if refined else _labelling(settings, source)
+        source.fetch([sample.name for sample in labelling.samples], progress)
         chosen = choose(source, labelling, settings.request(given), progress, cache)
         data, used, held = chosen.data, chosen.used, chosen.held
         classes = Classes(labelling.pass_class, labelling.fail_class)
@@ -150,6 +157,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "skipped": [list(entry) for entry in data.skipped],
         "notes": list(data.notes),
         "features": {"found": cache.found, "computed": cache.computed},
+        "duplicates": data.copies.to_json(),
         "seconds": round(time.perf_counter() - start_s, 3),
     }
     progress(Step("write"))
@@ -172,6 +180,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "skipped",
         "notes",
         "features",
+        "duplicates",
         "seconds",
     )
     return {
@@ -209,7 +218,7 @@ def _refuse_existing(path: Path | None) -> None:
         raise BundleError(msg)
 
 
-def _refined(settings: TrainSettings) -> Refined | None:
+def _refined(settings: TrainSettings, progress: Callable[[Step], None]) -> Refined | None:
     """The training set to refine, where a bundle was named. Raises InputError where a setting contradicts."""
     if settings.refine is None and settings.reviews is None:
         return None
@@ -219,6 +228,8 @@ def _refined(settings: TrainSettings) -> Refined | None:
         raise InputError(msg)
     asked = {
         "--groups": settings.groups,
+        "--columns": None if settings.columns == DEFAULT_COLUMNS else settings.columns,
+        "--group-pattern": settings.group_pattern,
         "--fail-class": settings.fail_class,
         "--featurizer-of": settings.featurizer_of,
     }
@@ -229,18 +240,24 @@ def _refined(settings: TrainSettings) -> Refined | None:
             "leave these out, or train anew without --refine"
         )
         raise InputError(msg)
-    return open_refined(settings.refine, settings.reviews, settings.source)
+    return open_refined(settings.refine, settings.reviews, settings.source, tell=progress)
 
 
-def _source(settings: TrainSettings) -> Source:
+def _source(settings: TrainSettings, progress: Callable[[Step], None]) -> Source:
     if settings.source is None:
         msg = "no source was given: expected a zip or a folder of images, or --refine BUNDLE --reviews FILE"
         raise InputError(msg)
-    return open_source(settings.source)
+    return open_source(settings.source, tell=progress)
 
 
 def _labelling(settings: TrainSettings, source: Source) -> Labelling:
-    return label_source(source, fail_class=settings.fail_class, groups_file=settings.groups)
+    return label_source(
+        source,
+        fail_class=settings.fail_class,
+        groups_file=settings.groups,
+        columns=settings.columns,
+        group_pattern=settings.group_pattern,
+    )
 
 
 def _before(refined: Refined, chosen: Chosen, labelling: Labelling, source: Source) -> dict[str, Any]:

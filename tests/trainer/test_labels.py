@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trainer.errors import LabelError, SourceError
-from trainer.labels import MINIMUM_PER_CLASS, label_items, label_source, read_groups_file
+from trainer.label_csv import Columns, read_groups_file
+from trainer.labels import MINIMUM_PER_CLASS, label_items, label_source
 from trainer.sources import open_source
 
 if TYPE_CHECKING:
@@ -214,8 +215,12 @@ NAMES = many("good/#.jpg", "fail/#.jpg")
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "columns 'nothing': expected file,label,group"),
-        ("file,label\n", "columns 'file,label'"),
+        ("", "columns 'nothing': expected file, and label or group or both.*--columns 'file=image'"),
+        ("file,kind\n", "columns 'file,kind': expected file, and label or group.*--columns 'file=file,label=kind'"),
+        (
+            "image,class,lot,shift\n",
+            "columns 'image,class,lot,shift'.*rename them, .*--columns 'file=image,label=class,group=lot'",
+        ),
         ("file,label,group,label\n", "each once"),
         (rows(NAMES[:-2]), r"2 of 20 images have no row, such as 'fail/8.jpg', 'fail/9.jpg'"),
         (rows(NAMES).replace("good/3.jpg,good", "good/3.jpg,fail"), "line 5 says 'fail' for 'good/3.jpg'.*says 'good'"),
@@ -231,6 +236,38 @@ NAMES = many("good/#.jpg", "fail/#.jpg")
 def test_csv_that_does_not_fit(text: str, words: str) -> None:
     with pytest.raises(LabelError, match=words):
         label_items(NAMES, groups_csv=text)
+
+
+def test_a_csv_may_have_only_labels_or_only_groups() -> None:
+    flat = many("g#.jpg", "f#.jpg")
+    labels = "\n".join(["file,label", *(f"{name},{'ok' if name[0] == 'g' else 'ng'}" for name in flat)])
+    labelling = label_items(flat, groups_csv=labels)
+    assert [sample.is_defect for sample in labelling.samples] == [False] * 10 + [True] * 10
+    assert {sample.group for sample in labelling.samples} == {None}
+    groups = "\n".join(["file,group", *(f"{name},{number % 5}" for number, name in enumerate(NAMES))])
+    labelling = label_items(NAMES, groups_csv=groups)
+    assert (labelling.pass_class, labelling.how) == ("good", "csv")
+    assert {sample.group for sample in labelling.samples} == set("01234")
+
+
+def test_columns_may_be_called_otherwise() -> None:
+    flat = many("#.jpg", count=20)
+    lines = [f"{name};{'gut' if number < 10 else 'Ausschuss'};{number % 4};frueh" for number, name in enumerate(flat)]
+    text = "\n".join(["Bild;Klasse;Los;Schicht", *lines])
+    labelling = label_items(flat, groups_csv=text, columns=Columns.parse("group=Los, file=Bild ,label=KLASSE"))
+    assert (labelling.pass_class, labelling.fail_class) == ("gut", "Ausschuss")
+    assert {sample.group for sample in labelling.samples} == set("0123")
+    assert labelling.samples[0].extra == {"schicht": "frueh"}
+    with pytest.raises(LabelError, match="expected image, and label or group or both, as --columns says"):
+        label_items(NAMES, groups_csv=rows(NAMES), columns=Columns.parse("file=image"))
+    with pytest.raises(LabelError, match="expected file, and label or batch or both, as --columns says"):
+        label_items(NAMES, groups_csv=rows(NAMES), columns=Columns.parse("group=batch"))
+
+
+@pytest.mark.parametrize("text", ["", "file", "file=", "image=file", "file=a,file=b", "file=a,lot=b"])
+def test_columns_that_are_not_understood(text: str) -> None:
+    with pytest.raises(LabelError, match="expected for example file=image,label=class,group=lot"):
+        Columns.parse(text)
 
 
 def test_a_row_never_finds_an_image_of_another_class_by_its_last_part() -> None:
@@ -281,3 +318,14 @@ def test_real_sets(name: str, good: int, fail: int) -> None:
     assert sum(not sample.is_defect for sample in labelling.samples) == good
     assert sum(sample.is_defect for sample in labelling.samples) == fail
     assert labelling.skipped == ()
+
+
+def test_a_label_error_says_what_was_ignored(tmp_path: Path) -> None:
+    for name in many("logo#.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "train.zip").write_bytes(b"PK")
+    with (
+        open_source(tmp_path) as source,
+        pytest.raises(LabelError, match=r"no class .*; 1 archive inside .*'train.zip'"),
+    ):
+        label_source(source)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import SplitError
-from trainer.split import _two_folds, contradictions, first_of_each, group_ids, grouped_folds, holdout
+from trainer.split import _two_folds, first_of_each, group_ids, grouped_folds, holdout
 
 CASES = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=40)
 
@@ -130,7 +130,6 @@ def test_copies_share_a_group_also_through_others() -> None:
     assert group_ids(["1", None], ["2", "1"]).tolist() == [0, 1]
 
 
-def test_copies_can_be_dropped_and_contradictions_found() -> None:
+def test_copies_can_be_dropped() -> None:
     hashes = ["1", "2", "1", "3", "2"]
     assert first_of_each(hashes).tolist() == [0, 1, 3]
-    assert contradictions([True, True, False, False, True], hashes) == [(0, 2)]
