@@ -34,6 +34,7 @@ Examples:
 @click.argument("bundle")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@click.option("--station", help="Decide as at this station, which may have an operating point of its own.")
 @click.option(
     "--heatmap",
     type=click.Path(path_type=Path, file_okay=False),
@@ -48,6 +49,7 @@ def score(
     bundle: str,
     paths: tuple[Path, ...],
     backend: str,
+    station: str | None,
     heatmap: Path | None,
     *,
     as_json: bool,  # noqa: ARG001 - see its help
@@ -59,7 +61,7 @@ def score(
     """
     from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
 
-    with open_scorer(bundle, backend, tensorrt=take_settings(values, backend)) as scorer:
+    with open_scorer(bundle, backend, tensorrt=take_settings(values, backend), station=station) as scorer:
         for path, name in _files(paths):
             print_json(_line(scorer, path, None if heatmap is None else heatmap / name), indent=None)
 

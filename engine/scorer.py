@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from engine.bundle import open_bundle
@@ -79,8 +80,14 @@ class Scorer:
         self.close()
 
 
-def open_scorer(location: str | Path, backend: str = "auto", *, tensorrt: TensorRTOptions | None = None) -> Scorer:
-    """Open a bundle on a backend; `tensorrt` is for TensorRT alone.
+def open_scorer(
+    location: str | Path,
+    backend: str = "auto",
+    *,
+    tensorrt: TensorRTOptions | None = None,
+    station: str | None = None,
+) -> Scorer:
+    """Open a bundle on a backend; `tensorrt` is for TensorRT alone, `station` decides at its own operating point.
 
     Raises:
         BundleError: the bundle is not there or not whole.
@@ -88,4 +95,6 @@ def open_scorer(location: str | Path, backend: str = "auto", *, tensorrt: Tensor
         DeviceError, PlanError: the backend asked for cannot run here.
     """
     bundle = open_bundle(location)
+    if station is not None:
+        bundle = replace(bundle, head=bundle.head.at(station))
     return Scorer(bundle, open_for(bundle, backend, tensorrt=tensorrt))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class HeldOut:
         groups: (n,) what stays together.
         grouped: whether groups were given.
         everything: images and defects of the whole training set, these among them.
+        stations: (n,) whose image it is; empty where nobody said so.
     """
 
     predictions: Sequence[Prediction]
@@ -45,11 +46,13 @@ class HeldOut:
     groups: np.ndarray
     grouped: bool
     everything: tuple[int, int]
+    stations: Sequence[str] = ()
 
-    @property
-    def defects(self) -> list[Prediction]:
-        """Of the defects."""
-        return [each for each, is_defect in zip(self.predictions, self.defect, strict=True) if is_defect]
+    def at(self, station: str) -> HeldOut:
+        """The images of one station."""
+        rows = np.array([each == station for each in self.stations])
+        predictions = [each for each, is_there in zip(self.predictions, rows, strict=True) if is_there]
+        return replace(self, predictions=predictions, defect=self.defect[rows], groups=self.groups[rows], stations=())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +61,14 @@ class Accepted:
 
     Attributes:
         point: the operating point.
-        predictions: the held-out images at it.
+        stations: those of stations that have one of their own.
+        predictions: the held-out images at it, or at their station's.
         told: plain values, for the bundle and the summary.
         notes: what the user must hear.
     """
 
     point: OperatingPoint
+    stations: dict[str, OperatingPoint]
     predictions: list[Prediction]
     told: dict[str, Any]
     notes: tuple[str, ...]
@@ -72,38 +77,59 @@ class Accepted:
 def accept(held: HeldOut, costs: Costs, bound: Bound) -> Accepted:
     """Set the operating point by the bound where one was asked for, else by costs, and say what is proved of it.
 
+    A station whose own held-out defects suffice for the bound has a point of its own, which they alone prove; all
+    others share one, proved on all. What is told of the shared one is as if it served every station.
+
     Raises:
         UnprovedError: the bound asked for needs more defects, and that was not accepted.
     """
-    point, limit, defects = from_costs(costs), None, held.defects
+    point, told = _decide(held, costs, bound)
     notes: tuple[str, ...] = ()
+    if told["proved"] is False:
+        images, defects = held.everything
+        notes = (refuse_too_few(defects, images, told["defects"], bound),)
+    own = {name: _decide(held.at(name), costs, bound) for name in sorted(set(held.stations) - {""})}
+    own = {name: decided for name, decided in own.items() if decided[1]["by"] == "bound"}
+    stations = {name: its_point for name, (its_point, _) in own.items()}
+    told["words"] = [
+        *_words(told),
+        *(f"station {name}: {words}" for name, (_, its) in own.items() for words in _words(its)),
+    ]
+    told["stations"] = {name: {**asdict(its_point), **its} for name, (its_point, its) in own.items()}
+    predictions = [
+        decided
+        for each, name in zip(held.predictions, held.stations or [""] * len(held.predictions), strict=True)
+        for decided in decided_at([each], stations.get(name, point))
+    ]
+    return Accepted(point, stations, predictions, told, notes)
+
+
+def _decide(held: HeldOut, costs: Costs, bound: Bound) -> tuple[OperatingPoint, dict[str, Any]]:
+    """The operating point, and in numbers what these images prove of it."""
+    point, limit = from_costs(costs), None
+    defects, good = int(held.defect.sum()), int((~held.defect).sum())
     if bound.max_escape_rate is not None:
-        limit = pass_limit(passing_scores(defects), bound.max_escape_rate, bound.confidence)
-        if limit is None:
-            images, in_all = held.everything
-            notes = (refuse_too_few(in_all, images, len(defects), bound),)
-        elif np.isfinite(limit.below):
+        scores = passing_scores(held.predictions)[held.defect]
+        limit = pass_limit(scores, bound.max_escape_rate, bound.confidence)
+        if limit is not None and np.isfinite(limit.below):
             point = below_limit(limit.below, costs)
-    predictions = decided_at(held.predictions, point)
-    escapes = _count(predictions, held.defect, "pass")
-    rejects, good = _count(predictions, ~held.defect, "fail"), int((~held.defect).sum())
-    told: dict[str, Any] = {
+    decisions = np.array([each.decision for each in decided_at(held.predictions, point)])
+    escapes, rejects = (decisions[held.defect] == "pass").sum(), (decisions[~held.defect] == "fail").sum()
+    return point, {
         "by": "costs" if limit is None else "bound",
         "confidence": bound.confidence,
         "max_escape_rate": bound.max_escape_rate,
         "proved": None if bound.max_escape_rate is None else limit is not None,
-        "defects": len(defects),
+        "defects": defects,
         "groups": len(np.unique(held.groups)) if held.grouped else None,
-        "escapes": escapes,
+        "escapes": int(escapes),
         "allowed_escapes": None if limit is None else limit.allowed,
         # The limit was set by looking at these very defects: what it proves is what was fixed beforehand.
-        "escape_rate_at_most": at_most(escapes if limit is None else limit.allowed, len(defects), bound.confidence),
+        "escape_rate_at_most": at_most(int(escapes) if limit is None else limit.allowed, defects, bound.confidence),
         "good": good,
-        "false_rejects": rejects,
-        "false_reject_rate_at_most": at_most(rejects, good, bound.confidence),
+        "false_rejects": int(rejects),
+        "false_reject_rate_at_most": at_most(int(rejects), good, bound.confidence),
     }
-    told["words"] = _words(told)
-    return Accepted(point, predictions, told, notes)
 
 
 def refuse_chance(metrics: Mapping[str, Any], everything: tuple[int, int]) -> tuple[str, ...]:
@@ -170,7 +196,3 @@ def _words(told: Mapping[str, Any]) -> list[str]:
             "resemble each other: the bounds hold for parts like these, and may be too low for other groups"
         )
     return words
-
-
-def _count(predictions: Sequence[Prediction], among: np.ndarray, decision: str) -> int:
-    return sum(each.decision == decision for each, counts in zip(predictions, among, strict=True) if counts)

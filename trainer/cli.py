@@ -224,6 +224,8 @@ def _print_decides(summary: dict[str, Any]) -> None:
     why = "by costs" if point["by"] == "costs" else "passes what the bound on escapes allows"
     band = f"review from {low:.3f}, fail from {high:.3f}" if low < high else f"fail from {summary['threshold']:.3f}"
     click.echo(f"decides  {band}, {why}")
+    if point["stations"]:
+        click.echo(f"         {len(point['stations'])} stations have their own: {', '.join(point['stations'])}")
 
 
 def _ranked(metrics: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         before = _before(refined, chosen, labelling, source) if refined else {}
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
-    bundle = replace(bundle, head=replace(bundle.head, operating_point=accepted.point))
+    bundle = replace(bundle, head=replace(bundle.head, operating_point=accepted.point, stations=accepted.stations))
     about = {
         **bundle.about,
         **before,
@@ -239,7 +239,9 @@ def _accept(
     defect, groups, samples = data.defect[rows], data.groups[rows], [data.samples[i] for i in rows]
     is_grouped = any(sample.group for sample in labelling.samples)
     everything = len(data.defect), int(data.defect.sum())
-    accepted = accept(HeldOut(predictions, defect, groups, is_grouped, everything), settings.costs, settings.bound)
+    stations = [sample.extra.get("station", "") for sample in samples]
+    out = HeldOut(predictions, defect, groups, is_grouped, everything, stations)
+    accepted = accept(out, settings.costs, settings.bound)
     metrics = evaluate(accepted.predictions, defect, _breakdowns(samples, labelling), groups)
     probability = np.array([each.defect_probability for each in predictions])
     at_own_rate = at_rate(probability, bundle.defect_rate, bundle.about["trained_defect_rate"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,39 @@ def test_too_few_defects_end_the_work_or_go_on_with_the_bound_that_holds() -> No
         "of 40 held-out defects none passed: at most 7.3 % of defects pass, at 95 % confidence"
     )
     assert "19 more" in accepted.notes[0]
+
+
+def with_stations(bad: list[np.ndarray], good: np.ndarray) -> HeldOut:
+    """Station `a` has the first defects, `b` the second, nobody the third; good parts lie at `a`."""
+    held = held_out(np.concatenate(bad), good)
+    names = [name for name, part in zip(("a", "b", ""), bad, strict=True) for _ in part]
+    return replace(held, stations=[*names, *["a"] * len(good)])
+
+
+def test_a_station_with_enough_defects_has_a_point_of_its_own() -> None:
+    random = np.random.default_rng(0)
+    bad = [random.uniform(0.3, 0.9, 80), random.uniform(0.1, 0.9, 58), random.uniform(0.05, 0.9, 100)]
+    accepted = accept(with_stations(bad, np.full(100, 0.2)), COSTS, Bound(0.05))
+    everybody = held_out(np.concatenate(bad), np.full(100, 0.2))
+    shared = accept(everybody, COSTS, Bound(0.05))
+    assert accepted.point == shared.point
+    assert accepted.stations == {"a": accept(held_out(bad[0], np.full(100, 0.2)), COSTS, Bound(0.05)).point}
+    assert accepted.stations["a"].review_band[0] > accepted.point.review_band[0]
+    assert {name: accepted.told[name] for name in ("escapes", "allowed_escapes")} == {
+        name: shared.told[name] for name in ("escapes", "allowed_escapes")
+    }
+    told = accepted.told["stations"]["a"]
+    assert (told["defects"], told["good"], told["allowed_escapes"]) == (80, 100, 0)
+    assert told["threshold"] == accepted.stations["a"].threshold
+    assert any(words.startswith("station a: of 80 held-out defects none passed") for words in accepted.told["words"])
+    assert [each.decision for each in accepted.predictions[-100:]] == ["pass"] * 100, "good parts of a, at a's point"
+    assert {each.decision for each in shared.predictions[-100:]} == {"review"}
+
+
+def test_without_a_bound_all_stations_share_the_point_from_costs() -> None:
+    held = with_stations([np.full(80, 0.9), np.full(80, 0.8), np.full(5, 0.7)], np.full(100, 0.01))
+    accepted = accept(held, COSTS, Bound())
+    assert (accepted.point, accepted.stations) == (from_costs(COSTS), {})
 
 
 def metrics_of(bad: np.ndarray, good: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
