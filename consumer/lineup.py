@@ -96,7 +96,7 @@ class Lineup:
             if len(self._found) >= STATIONS_REMEMBERED:
                 self._found.clear()
             rule = self._routing.rule(station)
-            self._found[station] = None if rule is None else self.seats[rule]
+            self._found[station] = None if rule is None else _at_station(self.seats[rule], rule, station)
         return self._found[station]
 
     def judges_as(self, other: Lineup) -> bool:
@@ -301,6 +301,17 @@ def _hold(lane: Lane, held: list[Lane]) -> None:
     if lane not in held:
         lane.hold()
         held.append(lane)
+
+
+def _at_station(seat: Seat, rule: Rule, station: str) -> Seat:
+    """A rule's seat as it serves one of its stations, the candidate's likewise."""
+    if rule.has_own_point:
+        return seat
+    head = seat.head.at(station)
+    shadow = None if seat.shadow is None else _at_station(seat.shadow, rule, station)
+    if head is seat.head and shadow is seat.shadow:
+        return seat
+    return replace(seat, head=head, operating_point=head.operating_point, shadow=shadow)
 
 
 def _seat(rule: Rule, member: Member, candidate: Member | None) -> Seat:

@@ -54,6 +54,11 @@ class Rule:
     threshold: float | None = None
     review_band: tuple[float, float] | None = None
 
+    @property
+    def has_own_point(self) -> bool:
+        """Whether what is said here decides, at whatever station: it outranks what the bundle has for a station."""
+        return self.threshold is not None or self.review_band is not None
+
     def image_spec(self, own: ImageSpec) -> ImageSpec:
         """The bundle's image spec as it serves here."""
         return own if self.region is None else replace(own, region=self.region)
@@ -65,7 +70,7 @@ class Rule:
             SettingsError: the threshold would lie outside the review band: a part could then be passed with a higher
                 defect probability than one that is looked at.
         """
-        if self.threshold is None and self.review_band is None:
+        if not self.has_own_point:
             return own
         point = OperatingPoint(
             own.threshold if self.threshold is None else self.threshold,

@@ -246,6 +246,7 @@ def _decides(bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Everything a verdict depends on, and nothing else; what is not there as before it could be: the digest stays."""
     head = bundle.head
     stream = _stream_decides(bundle.stream, files)
+    stations = {name: asdict(point) for name, point in head.stations.items()}
     prefix = f"heads/{head.name}/"
     return {
         "classes": asdict(bundle.classes),
@@ -261,6 +262,7 @@ def _decides(bundle: Bundle, files: Mapping[str, bytes]) -> dict[str, Any]:
                 "pooled_bias": head.pooled_bias,
                 "calibration": asdict(head.calibration),
                 "operating_point": asdict(head.operating_point),
+                **({"stations": stations} if stations else {}),
                 "pixels": _pixels_decide(head.pixels),
                 "features": {"residual": head.features.residual, "limit": head.features.limit},
                 "arrays": {
@@ -312,14 +314,14 @@ def _construct(manifest: Mapping[str, Any], files: Mapping[str, bytes], digest: 
     prefix = f"heads/{entry['name']}/"
     arrays = {name: _array(files[f"{prefix}{name}.npy"]) for name in _HEAD_ARRAYS}
     limits = {name: _array(files[f"{prefix}limits_{name}.npy"]) for name in _LIMIT_ARRAYS}
-    point = entry["operating_point"]
     head = Head(
         name=entry["name"],
         featurizer=entry["featurizer"],
         evidence_bias=entry["evidence_bias"],
         pooled_bias=entry["pooled_bias"],
         calibration=Calibration(**entry["calibration"]),
-        operating_point=OperatingPoint(point["threshold"], (point["review_band"][0], point["review_band"][1])),
+        operating_point=_point(entry["operating_point"]),
+        stations={name: _point(point) for name, point in entry.get("stations", {}).items()},
         pixels=PixelLimits(**entry["pixels"]),
         features=FeatureLimits(
             limits["mean"],
@@ -352,6 +354,11 @@ def _construct(manifest: Mapping[str, Any], files: Mapping[str, bytes], digest: 
         reference=_reference(files),
         stream=_stream(manifest, files),
     )
+
+
+def _point(entry: Mapping[str, Any]) -> OperatingPoint:
+    low, high = entry["review_band"]
+    return OperatingPoint(entry["threshold"], (low, high))
 
 
 def _reference(files: Mapping[str, bytes]) -> Reference | None:

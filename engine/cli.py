@@ -35,6 +35,7 @@ Examples:
 @click.argument("bundle")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--backend", default="auto", type=click.Choice(BACKENDS), help="What computes.")
+@click.option("--station", help="Decide as at this station, which may have an operating point of its own.")
 @click.option(
     "--heatmap",
     type=click.Path(path_type=Path, file_okay=False),
@@ -50,6 +51,7 @@ def score(
     bundle: str,
     paths: tuple[Path, ...],
     backend: str,
+    station: str | None,
     heatmap: Path | None,
     *,
     bundle_cache: Path,
@@ -62,7 +64,8 @@ def score(
     """
     from engine.scorer import open_scorer  # noqa: PLC0415 - `--help` must not wait for it
 
-    with open_scorer(bundle, backend, tensorrt=take_settings(values, backend), cache=bundle_cache) as scorer:
+    tensorrt_settings = take_settings(values, backend)
+    with open_scorer(bundle, backend, tensorrt=tensorrt_settings, cache=bundle_cache, station=station) as scorer:
         for path, name in _files(paths):
             print_json(_line(scorer, path, None if heatmap is None else heatmap / name), indent=None)
 

@@ -6,7 +6,7 @@ Every sum runs over one image at a time, so that an image's numbers do not depen
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from engine.familiarity import Examined, FeatureLimits, PixelLimits, examine
 from engine.prediction import Decision, OperatingPoint, Prediction, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PROBABILITY_DECIMALS = 6
 
@@ -43,6 +43,7 @@ class Head:
         featurizer: digest of the featurizer it was fitted on; it means nothing on another.
         evidence_weights: (c,) float32, the graph's input; evidence_bias likewise.
         pooled_weights: (d,) float32 over the pooled vector; pooled_bias likewise.
+        stations: operating points of stations that have one of their own; `operating_point` is all others'.
     """
 
     name: str
@@ -55,6 +56,11 @@ class Head:
     operating_point: OperatingPoint
     pixels: PixelLimits
     features: FeatureLimits
+    stations: Mapping[str, OperatingPoint] = field(default_factory=dict)
+
+    def at(self, station: str) -> Head:
+        """The head as it decides at a station; itself where that has no operating point of its own."""
+        return replace(self, operating_point=self.stations[station]) if station in self.stations else self
 
     def check_fits(self, featurizer: str, *, channels: int, pooled_size: int) -> None:
         """Refuse to be put on another featurizer than the one it was fitted on: its numbers mean nothing there.

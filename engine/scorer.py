@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from engine.bundle_cache import open_located
@@ -85,6 +86,7 @@ def open_scorer(
     *,
     tensorrt: TensorRTOptions | None = None,
     cache: Path | None = None,
+    station: str | None = None,
 ) -> Scorer:
     """Open a bundle on a backend.
 
@@ -93,6 +95,7 @@ def open_scorer(
         backend: a name in `engine.choice.BACKENDS`.
         tensorrt: for TensorRT alone.
         cache: folder for bundles from URLs; None: URLs are refused.
+        station: decides at its own operating point, where it has one.
 
     Raises:
         BundleError: the bundle is not there or not whole.
@@ -101,4 +104,6 @@ def open_scorer(
         DeviceError, PlanError: the backend asked for cannot run here.
     """
     bundle = open_located(location, cache)
+    if station is not None:
+        bundle = replace(bundle, head=bundle.head.at(station))
     return Scorer(bundle, open_for(bundle, backend, tensorrt=tensorrt))

@@ -77,6 +77,17 @@ Examples:
 @click.option("--cost-escape", default=5.0, help="What a defect that passes costs, in any unit.")
 @click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
 @click.option("--cost-review", default=0.5, help="What an inspector's look costs; 0 for no review band.")
+@click.option(
+    "--max-escape-rate",
+    type=float,
+    help="Largest share of defects that may pass, proved on held-out ones; costs then only divide the rest.",
+)
+@click.option("--confidence", default=0.95, show_default=True, help="Of that bound, and of those that are printed.")
+@click.option(
+    "--accept-unproved",
+    is_flag=True,
+    help="Write a bundle, at the point from costs, also where there are too few defects to prove --max-escape-rate.",
+)
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
 @click.option(
     "--features",
@@ -99,7 +110,8 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
     are https:// of a zip, and az://, s3://, gs:// and others of a zip or of loose images; keys come from the usual
     environment.
     """
-    from trainer.label_csv import Columns  # noqa: PLC0415 - `--help` must not wait for scikit-learn
+    from trainer.escapes import Bound  # noqa: PLC0415 - `--help` must not wait for scikit-learn
+    from trainer.label_csv import Columns  # noqa: PLC0415
     from trainer.operating_point import Costs  # noqa: PLC0415
     from trainer.train import TrainSettings  # noqa: PLC0415
     from trainer.train import train as run_training  # noqa: PLC0415
@@ -123,6 +135,7 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         seed=options["seed"],
         defect_rate=options["defect_rate"],
         costs=Costs(options["cost_escape"], options["cost_false_reject"], options["cost_review"]),
+        bound=Bound(options["max_escape_rate"], options["confidence"], options["accept_unproved"]),
         held_out=options["held_out"],
         refine=options["refine"],
         reviews=options["reviews"],
@@ -203,25 +216,28 @@ def parse_taps(text: str) -> tuple[int, ...]:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from trainer.acceptance import rate_words  # noqa: PLC0415 - it is there since the training
+
     held, validated = summary["held_out"], summary["cross_validated"]
-    low, high = summary["review_band"]
     click.echo(f"bundle   {summary['bundle']}  (name {summary['name']}, digest {summary['digest'][:12]})")
     click.echo(f"classes  pass {summary['classes']['pass']!r}, fail {summary['classes']['fail']!r}")
-    click.echo(
-        f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px{_tiles(summary)}, "
-        f"defect rate {summary['defect_rate']:.3f}"
-    )
+    click.echo(f"input    {summary['input_px'][0]} x {summary['input_px'][1]} px{_tiles(summary)}")
     _print_chosen(summary["chosen"])
-    click.echo(f"decides  fail from {summary['threshold']:.3f}, review from {low:.3f} to {high:.3f}")
+    _print_decides(summary)
+    click.echo(f"         {rate_words(summary['defect_rate'], is_given=summary['defect_rate_given'])}")
     click.echo(
-        f"all      {validated['folds']}-fold by group: AUROC {validated['auroc']:.4f} "
+        f"all      {validated['folds']}-fold by group: AUROC {_ranked(validated)} "
         f"(mean of folds {_figure(validated['auroc_mean_of_folds'])}; pooled regression alone "
-        f"{validated['auroc_pooled_regression']:.4f})"
+        f"{validated['auroc_pooled_regression']:.4f}), calibration error "
+        f"{validated['expected_calibration_error']:.3f}"
     )
     click.echo(
-        f"held out {held['images']} images, {held['defects']} defects: AUROC {held['auroc']:.4f}, "
-        f"defects not passed {held['recall']:.3f}, good parts failed {held['false_reject_rate']:.3f}"
+        f"held out {held['images']} images, {held['defects']} defects, {held['groups']} groups: AUROC {_ranked(held)}"
     )
+    first, *others = summary["operating_point"]["words"]
+    click.echo(f"proves   {first}")
+    for words in others:
+        click.echo(f"         {words}")
     if "refined" in summary:
         _print_refined(summary["refined"])
     for check, state in summary["camera_checks"].items():
@@ -234,6 +250,23 @@ def _print_summary(summary: dict[str, Any]) -> None:
     features = summary["features"]
     click.echo(f"features {features['found']} found in the cache, {features['computed']} computed")
     click.echo(f"took     {summary['seconds']:.1f} s")
+
+
+def _print_decides(summary: dict[str, Any]) -> None:
+    """What is done at which probability, and why there."""
+    low, high = summary["review_band"]
+    point = summary["operating_point"]
+    why = "by costs" if point["by"] == "costs" else "passes what the bound on escapes allows"
+    band = f"review from {low:.3f}, fail from {high:.3f}" if low < high else f"fail from {summary['threshold']:.3f}"
+    click.echo(f"decides  {band}, {why}")
+    if point["stations"]:
+        click.echo(f"         {len(point['stations'])} stations have their own: {', '.join(point['stations'])}")
+
+
+def _ranked(metrics: dict[str, Any]) -> str:
+    """An AUROC, never alone."""
+    low, high = metrics["auroc_interval"]
+    return f"{metrics['auroc']:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def _print_refined(refined: dict[str, Any]) -> None:

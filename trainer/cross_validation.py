@@ -20,6 +20,7 @@ from trainer.classifier import (
     probability,
 )
 from trainer.errors import SplitError
+from trainer.evaluate import auroc_intervals, calibration_metrics
 from trainer.split import grouped_folds
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ def cross_validate(data: Table, groups: np.ndarray, recipe: Recipe, *, seed: int
         The probabilities, and told are
         `folds`: how many there were, fewer than five where a class lies in fewer groups;
         `auroc`: of all images' scores together, which asks more than ranking within a fold: one threshold must serve
-        all groups; `auroc_mean_of_folds`: the mean of the folds' own; the same two with `_pooled_regression`: of the
-        pooled regression alone; `by_fold`: each fold's images, defects, groups and AUROC (None where a fold holds one
-        class only).
+        all groups; its intervals, and how well probabilities come true, as in `trainer.evaluate`;
+        `auroc_mean_of_folds`: the mean of the folds' own; the two with `_pooled_regression`: of the pooled regression
+        alone; `by_fold`: each fold's images, defects, groups and AUROC (None where a fold holds one class only).
     """
     defect = data.defect
     folds = grouped_folds(defect, groups, folds=FOLDS, seed=seed)
@@ -101,6 +102,8 @@ def cross_validate(data: Table, groups: np.ndarray, recipe: Recipe, *, seed: int
     told = {
         "folds": len(folds),
         "auroc": _auroc(defect, score),
+        **auroc_intervals(defect, score, groups),
+        **calibration_metrics(probabilities, defect),
         "auroc_mean_of_folds": _mean([fold["auroc"] for fold in by_fold]),
         "auroc_pooled_regression": _auroc(defect, pooled),
         "auroc_pooled_regression_mean_of_folds": _mean([fold["auroc_pooled_regression"] for fold in by_fold]),

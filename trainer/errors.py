@@ -23,3 +23,11 @@ class SplitError(InputError):
 
 class FetchError(WorkError):
     """Images cannot be downloaded now, or what arrived is not what was promised. Starting again may help."""
+
+
+class UnprovedError(WorkError):
+    """The held-out images cannot prove the escape rate that was asked for: the message says how many more could."""
+
+
+class ChanceError(WorkError):
+    """The model ranks held-out images no better than chance, and there were enough to tell: nothing worth writing."""

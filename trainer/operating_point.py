@@ -1,4 +1,4 @@
-"""Threshold and review band from what each kind of mistake costs.
+"""Threshold and review band from what each kind of mistake costs, or from a limit on what passes.
 
 With a calibrated probability p, passing a part costs p times an escape, rejecting it 1 - p times a false reject, and
 handing it to an inspector always costs one review. Taking the cheapest of the three gives the band in closed form
@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import expit, logit
+
 from engine.errors import InputError
 from engine.heads import Calibration
 from engine.prediction import OperatingPoint
+from trainer.bounds import check_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,36 @@ def from_costs(costs: Costs) -> OperatingPoint:
     return OperatingPoint(threshold, (low, high))
 
 
+def below_limit(limit: float, costs: Costs) -> OperatingPoint:
+    """The operating point that passes just what lies below `limit`; of the rest, costs say what is failed.
+
+    Above the limit only a review and a reject are left, and the cheaper is taken: the band's upper edge is Chow's. The
+    band is empty where no review is wanted or the limit lies above that edge.
+    """
+    from_there = 1 - costs.review / costs.false_reject
+    if costs.review == 0 or from_there <= limit:
+        return OperatingPoint(limit, (limit, limit))
+    threshold = costs.false_reject / (costs.escape + costs.false_reject)
+    return OperatingPoint(min(max(threshold, limit), from_there), (limit, from_there))
+
+
+def at_rate(probability: np.ndarray, rate: float, other: float) -> np.ndarray:
+    """Probabilities (n,) that are calibrated at one rate of defects as they are at another."""
+    with np.errstate(divide="ignore"):
+        odds: np.ndarray = logit(probability) + _log_odds(other) - _log_odds(rate)
+    moved: np.ndarray = expit(odds)
+    return moved
+
+
+def _log_odds(rate: float) -> float:
+    return math.log(rate / (1 - rate))
+
+
 def shift_to_rate(calibration: Calibration, trained_rate: float, line_rate: float) -> Calibration:
     """The same calibration for a line on which defects are rarer or more frequent than in the training set.
 
     Only the prior changes, so only the intercept does, by the difference of the log odds (Saerens et al. 2002).
     """
-    if not 0 < line_rate < 1:
-        msg = f"defect rate {line_rate} is not a share: expected a number between 0 and 1, for example 0.01"
-        raise InputError(msg)
-    shift = math.log(line_rate / (1 - line_rate)) - math.log(trained_rate / (1 - trained_rate))
+    check_share(line_rate, "defect rate")
+    shift = _log_odds(line_rate) - _log_odds(trained_rate)
     return Calibration(calibration.evidence_slope, calibration.pooled_slope, calibration.intercept + shift)

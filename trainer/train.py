@@ -20,14 +20,16 @@ from engine.heads import Head
 from engine.scorer import Scorer
 from engine.specs import Region
 from trainer import training_set
+from trainer.acceptance import HeldOut, accept, refuse_chance
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
-from trainer.evaluate import evaluate
+from trainer.escapes import Bound
+from trainer.evaluate import calibration_metrics, evaluate
 from trainer.feature_store import LIMIT_GIB, FeatureCache
 from trainer.label_csv import DEFAULT_COLUMNS
 from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
-from trainer.operating_point import Costs, from_costs, shift_to_rate
+from trainer.operating_point import Costs, at_rate, from_costs, shift_to_rate
 from trainer.progress import Step
 from trainer.refine import open_refined
 from trainer.samples import write_samples
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.prediction import Prediction
+    from trainer.acceptance import Accepted
     from trainer.label_csv import Columns
     from trainer.labels import Labelling, Sample
     from trainer.refine import Refined
@@ -72,6 +75,7 @@ class TrainSettings:
         featurizer_of: bundle whose featurizer to use unchanged, input size and region with it; only the head is new.
         jpeg: `scaled` or `whole`, see `ImageSpec`; None: as `featurizer_of` has it, or else `scaled`.
         defect_rate: the line's share of defects; None keeps the training set's own.
+        bound: on what share of defects may pass; it outranks the costs.
         held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
         source: path or URL of a zip or a folder of images; None: where those of the bundle to refine were.
         refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
@@ -97,6 +101,7 @@ class TrainSettings:
     seed: int = 0
     defect_rate: float | None = None
     costs: Costs = field(default_factory=Costs)
+    bound: Bound = field(default_factory=Bound)
     held_out: Path | None = None
     refine: str | None = None
     reviews: Path | None = None
@@ -125,6 +130,8 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     Raises:
         InputError: the source, its labels or a setting is unusable; nothing was written.
         BundleError: `out` exists already or cannot be written.
+        UnprovedError: the held-out defects cannot prove the bound that was asked for.
+        ChanceError: the model ranks no better than chance.
     """
     start_s = time.perf_counter()
     for path in (settings.out, settings.held_out):
@@ -142,20 +149,22 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             answers = _answers(scorer, source, chosen)
+        _refuse_other_answers(answers.difference, given)
+        accepted, metrics = _accept(settings, chosen, labelling, answers.predictions, bundle)
         before = _before(refined, chosen, labelling, source) if refined else {}
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
-    _refuse_other_answers(answers.difference, given)
-    metrics = evaluate(answers.predictions, data.defect[held], _breakdowns([data.samples[i] for i in held], labelling))
+    bundle = replace(bundle, head=replace(bundle.head, operating_point=accepted.point, stations=accepted.stations))
     about = {
         **bundle.about,
         **before,
         "source": source.origin,
         "held_out": metrics,
+        "operating_point": accepted.told,
         "images": {"used": len(used), "held_out": len(held), "defects": int(data.defect.sum())},
         "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
         "skipped": [list(entry) for entry in data.skipped],
-        "notes": list(data.notes),
+        "notes": [*data.notes, *accepted.notes],
         "features": {"found": cache.found, "computed": cache.computed},
         "duplicates": data.copies.to_json(),
         "seconds": round(time.perf_counter() - start_s, 3),
@@ -175,6 +184,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "chosen",
         "cross_validated",
         "held_out",
+        "operating_point",
         "camera_checks",
         "refined",
         "skipped",
@@ -191,6 +201,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "input_px": [bundle.image.width_px, bundle.image.height_px],
         "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
         "defect_rate": bundle.defect_rate,
+        "defect_rate_given": bundle.about["defect_rate_given"],
         "threshold": point.threshold,
         "review_band": list(point.review_band),
         **{key: bundle.about[key] for key in told if key in bundle.about},
@@ -241,6 +252,25 @@ def _refined(settings: TrainSettings, progress: Callable[[Step], None]) -> Refin
         )
         raise InputError(msg)
     return open_refined(settings.refine, settings.reviews, settings.source, tell=progress)
+
+
+def _accept(
+    settings: TrainSettings, chosen: Chosen, labelling: Labelling, predictions: Sequence[Prediction], bundle: Bundle
+) -> tuple[Accepted, dict[str, Any]]:
+    """The operating point, and the metrics of the held-out images at it."""
+    data, rows = chosen.data, chosen.held
+    defect, groups, samples = data.defect[rows], data.groups[rows], [data.samples[i] for i in rows]
+    is_grouped = any(sample.group for sample in labelling.samples)
+    everything = len(data.defect), int(data.defect.sum())
+    stations = [sample.extra.get("station", "") for sample in samples]
+    out = HeldOut(predictions, defect, groups, is_grouped, everything, stations)
+    accepted = accept(out, settings.costs, settings.bound)
+    metrics = evaluate(accepted.predictions, defect, _breakdowns(samples, labelling), groups)
+    probability = np.array([each.defect_probability for each in predictions])
+    at_own_rate = at_rate(probability, bundle.defect_rate, bundle.about["trained_defect_rate"])
+    metrics |= calibration_metrics(at_own_rate, defect)
+    notes = (*accepted.notes, *refuse_chance(metrics, everything))
+    return replace(accepted, notes=notes), metrics
 
 
 def _source(settings: TrainSettings, progress: Callable[[Step], None]) -> Source:

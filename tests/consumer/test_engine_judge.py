@@ -20,6 +20,7 @@ from engine.backend_modelled import BatchCost, ModelledBackend
 from engine.bundle import open_bundle, write_bundle
 from engine.choice import open_for
 from engine.errors import BatchError, BundleError, FrameError
+from engine.prediction import OperatingPoint
 from engine.scorer import Scorer
 from engine.specs import BatchProfile, ImageSpec
 from tests.bundles import small_bundle, small_head
@@ -70,6 +71,51 @@ def judge_frames(judge: EngineJudge, stations: Sequence[str], payloads: Sequence
     finally:
         for frame in frames:
             judge.release(frame.route)
+
+
+STATIONS = """
+[[route]]
+station = "fixed"
+bundle = "parts"
+threshold = 0.25
+review_band = [0.25, 0.25]
+[[route]]
+station = "*"
+bundle = "parts"
+"""
+
+
+def test_a_station_is_decided_at_its_own_operating_point_unless_its_route_says_otherwise(tmp_path: Path) -> None:
+    """And the verdict carries the numbers that decided; the candidate beside decides at its own, too."""
+    own = {"strict": OperatingPoint(0.0, (0.0, 0.0)), "lax": OperatingPoint(1.0, (1.0, 1.0))}
+    own["fixed"] = own["strict"]
+    bundle = bundle_of(1, name="parts")
+    put(tmp_path / "parts", replace(bundle, head=replace(bundle.head, stations=own)))
+    put(tmp_path / "next", replace(bundle_of(2), head=replace(bundle_of(2).head, stations={"lax": own["strict"]})))
+    (tmp_path / "routes.toml").write_text(STATIONS, encoding="utf-8")
+    payload = jpegs(1)[0]
+    lineups = loader(Backends(), routing=tmp_path / "routes.toml", shadow=str(tmp_path / "next"))
+    with EngineJudge(lineups.load()) as judge:
+        decided = judge_frames(judge, ["strict", "lax", "other", "fixed"], [payload] * 4).predictions
+        points = {}
+        for station in ("strict", "lax", "other", "fixed"):
+            route = judge.route(station)
+            assert isinstance(route, Seat)
+            assert route.shadow is not None
+            points[station] = route.operating_point, route.shadow.operating_point
+            assert route.head.operating_point == route.operating_point
+            judge.release(route)
+        assert judge.lineup.find("lax") is judge.lineup.find("lax"), "made once"
+    assert [prediction.decision for prediction in decided[:2]] == ["fail", "pass"]
+    common = bundle.head.operating_point
+    candidates = bundle_of(2).head.operating_point
+    fixed = OperatingPoint(0.25, (0.25, 0.25))
+    assert points == {
+        "strict": (own["strict"], candidates),
+        "lax": (own["lax"], own["strict"]),
+        "other": (common, candidates),
+        "fixed": (fixed, fixed),
+    }
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])

@@ -62,6 +62,18 @@ def test_what_a_stream_is_compared_with_survives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after.scenes.pictures, before.scenes.pictures)
 
 
+def test_a_stations_own_operating_point_survives_and_decides(written: Path, tmp_path: Path) -> None:
+    own = {"press-1": OperatingPoint(0.3, (0.2, 0.4)), "press-2": OperatingPoint(0.6, (0.6, 0.6))}
+    before = replace(small_bundle(), head=replace(small_head(), stations=own))
+    write_bundle(tmp_path / "parts", before)
+    opened = open_bundle(tmp_path / "parts")
+    assert opened.head.stations == own
+    assert opened.head.at("press-1").operating_point == own["press-1"]
+    assert opened.head.at("elsewhere") is opened.head
+    assert opened.digest != open_bundle(written).digest
+    assert "stations" not in json.loads((written / "manifest.json").read_text())["decides"]["heads"][0]
+
+
 def test_a_bundle_from_before_streams_were_known_opens_and_keeps_its_digest(written: Path) -> None:
     manifest = json.loads((written / "manifest.json").read_text())
     assert "stream" not in manifest["decides"]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 CELLS, FINE, COARSE, POOLED = 4, 3, 2, 6
 
 
-def drawn(images: int, groups: int, seed: int = 0) -> tuple[Table, np.ndarray]:
+def drawn(images: int, groups: int, seed: int = 0, rate: float = 0.4) -> tuple[Table, np.ndarray]:
     """Defects that both parts see, not too clearly; groups that each shift the whole picture."""
     random = np.random.default_rng(seed)
-    defect = random.random(images) < 0.4
+    defect = random.random(images) < rate
     group = random.integers(0, groups, images)
     shift = random.normal(0, 0.3, groups)[group]
     channels = random.normal(0, 1, (images, CELLS, 4 * FINE + COARSE)) + shift[:, None, None]
@@ -60,6 +60,16 @@ def test_probabilities_are_at_the_rate_of_the_training_set() -> None:
     data, groups = drawn(600, 60, seed=1)
     validated = cross_validate(data, groups, Recipe("both"), seed=0)
     assert validated.probability.mean() == pytest.approx(data.defect.mean(), abs=0.03)
+
+
+def test_ten_percent_of_defects_are_ranked_and_calibrated_all_the_same() -> None:
+    data, groups = drawn(1200, 120, seed=2, rate=0.1)
+    validated = cross_validate(data, groups, Recipe("both"), seed=0)
+    assert validated.probability.mean() == pytest.approx(data.defect.mean(), abs=0.02)
+    assert validated.told["expected_calibration_error"] < 0.05
+    assert validated.told["auroc"] > 0.8
+    # Both classes weigh the same in the fit: read without a calibration its scores would see far too many defects.
+    assert (validated.probability[data.defect] > 0.3).mean() > 0.3
 
 
 def test_where_only_one_group_of_a_class_is_left_the_calibration_is_by_image() -> None:

@@ -98,6 +98,29 @@ def test_five_folds_by_board(summary: dict[str, Any], capsys: pytest.CaptureFixt
     assert summary["seconds"] < 600
 
 
+def test_probabilities_come_true_on_boards_never_seen(
+    summary: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    validated, held = summary["cross_validated"], summary["held_out"]
+    figures = ("expected_calibration_error", "brier_score")
+    tell(capsys, f"pcb, out of fold by board: { ({name: round(validated[name], 4) for name in figures}) }")
+    tell(capsys, f"pcb, held out: { ({name: round(held[name], 4) for name in figures}) }")
+    assert validated["expected_calibration_error"] < 0.05
+
+
+def test_what_is_proved_of_boards_held_out_is_told(summary: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    told, held = summary["operating_point"], summary["held_out"]
+    boards = {
+        name: f"{metrics['escape_rate']:.3f} of {metrics['defects']}"
+        for name, metrics in held["by"]["group"].items()
+        if metrics["defects"]
+    }
+    tell(capsys, "\n".join([*told["words"], f"escapes by board: {boards}"]))
+    assert told["groups"] == len(held["by"]["group"])
+    assert told["escapes"] / told["defects"] < told["escape_rate_at_most"] < 0.2
+    assert "groups differ" in told["words"][-1]
+
+
 def test_what_was_chosen_is_the_cheapest_within_noise_of_the_best(summary: dict[str, Any]) -> None:
     candidates = summary["chosen"]["candidates"]
     (taken,) = [row for row in candidates if row["chosen"]]
