@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.errors import InputError
+from engine.errors import GraphError, InputError
 from engine.featurizer import (
     DEFAULT_BACKBONE,
     EMBEDDING_CHANNELS,
@@ -36,6 +36,7 @@ from engine.torch_file import read_tensors
 
 if TYPE_CHECKING:
     from engine.featurizer import Block
+    from engine.patch_distance import PatchDistance
 
 __all__ = [
     "FeaturizerSpec",
@@ -50,6 +51,8 @@ __all__ = [
 _BATCH_NORM_EPSILON = 1e-3
 _MEAN, _SCALE = 127.0, 128.0
 _OPSET, _IR_VERSION = 18, 10
+_FLAT = np.array([0, 0, -1], np.int64)
+"""Reshapes (n, c, rows, columns) to (n, c, locations)."""
 
 
 @functools.cache
@@ -80,17 +83,32 @@ def load_weights(backbone: str = DEFAULT_BACKBONE) -> dict[str, np.ndarray]:
     return read_tensors(path)
 
 
-def build_serving_graph(featurizer: FeaturizerSpec, image: ImageSpec) -> bytes:
+def build_serving_graph(featurizer: FeaturizerSpec, image: ImageSpec, good_parts: PatchDistance | None = None) -> bytes:
     """The graph that goes into the bundle; the same bytes for the same arguments.
 
     Inputs: see `inputs`. Outputs, all float32:
         evidence (n, k): log-mean-exp over locations of weights . channels + bias.
         pooled (n, d): mean, maximum and deviation of each tap, then the embedding if asked for.
         locations (n, rows, columns, k): each location's score before pooling; for heatmaps.
+
+    Args:
+        featurizer: what is computed.
+        image: the size of one image, or of one tile.
+        good_parts: what the last channel measures the distance from, where the featurizer has one.
+
+    Raises:
+        GraphError: good parts are given for a featurizer without distances, or not for one with them, or do not fit.
     """
+    given = 0 if good_parts is None else good_parts.channels
+    if given != featurizer.tap_channels * featurizer.distance:
+        msg = (
+            f"the featurizer {featurizer.to_json()} was given good parts of {given} channels: expected "
+            f"{featurizer.tap_channels * featurizer.distance}, which is none where it has no distance"
+        )
+        raise GraphError(msg)
     graph = _Graph(image, featurizer.backbone)
     taps, embedding = graph.backbone(featurizer)
-    scores = graph.location_scores(taps, featurizer)
+    scores = graph.location_scores(taps, featurizer, good_parts)
     graph.evidence(scores)
     graph.pooled(taps, embedding)
     rows, columns = grid(image)
@@ -287,38 +305,101 @@ class _Graph:
         rows = self.node("Reshape", [cells, flat], "cells_ncp")
         self.node("Transpose", [rows], "channels", perm=[0, 2, 1])
 
-    def location_scores(self, taps: list[str], featurizer: FeaturizerSpec) -> str:
+    def location_scores(
+        self, taps: list[str], featurizer: FeaturizerSpec, good_parts: PatchDistance | None = None
+    ) -> str:
         """Weights . channels + bias at every location.
 
         Scoring is linear and so is bringing a tap to the grid: each tap is scored where it lies and only its k
         scores are repeated, not its channels.
         """
-        start, total = 0, ""
+        start, total, maps = 0, "", list[str]()
         for name, tap in zip(taps, featurizer.taps, strict=True):
             count = self._blocks[tap].channels_out
-            x = self._halved(name, tap)
-            begin = self.constant(f"{name}_begin", np.array([start], np.int64))
-            end = self.constant(f"{name}_end", np.array([start + count], np.int64))
-            axis = self.constant("axis_0", np.array([0], np.int64))
-            own = self.node("Slice", ["head_weights", begin, end, axis], f"{name}_weights")
-            columns = self.node("Transpose", [own], f"{name}_weights_kc", perm=[1, 0])
-            by_group = self.constant(f"{name}_gkc", np.array([1, -1, HEAD_GROUP, count], np.int64))
-            groups = self.node("Reshape", [columns, by_group], f"{name}_weights_gkc")
-            flat = self.node(
-                "Reshape", [x, self.constant(f"{name}_ncp", np.array([0, 1, count, -1], np.int64))], f"{name}_flat"
-            )
-            product = self.node("MatMul", [groups, flat], f"{name}_product")  # (n, groups, heads of a group, locations)
-            side = max(self._stride(tap), GRID_STRIDE)
-            shape = np.array([0, -1, self._image.height_px // side, self._image.width_px // side], np.int64)
-            scores = self.node("Reshape", [product, self.constant(f"{name}_nkhw", shape)], f"{name}_scores")
+            maps.append(self._halved(name, tap))
+            scores = self._scores(maps[-1], name, start, count, max(self._stride(tap), GRID_STRIDE))
             scores = self._repeated(scores, tap, name)
             total = scores if not total else self.node("Add", [total, scores], f"{name}_total")
             start += count
+        if good_parts is not None:
+            scores = self._scores(self.distance(maps, featurizer, good_parts), "distance", start, 1, GRID_STRIDE)
+            total = self.node("Add", [total, scores], "distance_total")
         column = self.constant("shape_k11", np.array([1, -1, 1, 1], np.int64))
         bias = self.node("Reshape", ["head_biases", column], "head_biases_k11")
         scores = self.node("Add", [total, bias], "locations_nkhw")
         self.node("Transpose", [scores], "locations", perm=[0, 2, 3, 1])
         return scores
+
+    def _scores(self, x: str, name: str, start: int, count: int, side: int) -> str:
+        """(n, k, rows, columns): so many channels from `start` on under their rows of the heads' weights.
+
+        `side` is the stride of `x`.
+        """
+        begin = self.constant(f"{name}_begin", np.array([start], np.int64))
+        end = self.constant(f"{name}_end", np.array([start + count], np.int64))
+        axis = self.constant("axis_0", np.array([0], np.int64))
+        own = self.node("Slice", ["head_weights", begin, end, axis], f"{name}_weights")
+        columns = self.node("Transpose", [own], f"{name}_weights_kc", perm=[1, 0])
+        by_group = self.constant(f"{name}_gkc", np.array([1, -1, HEAD_GROUP, count], np.int64))
+        groups = self.node("Reshape", [columns, by_group], f"{name}_weights_gkc")
+        flat = self.node(
+            "Reshape", [x, self.constant(f"{name}_ncp", np.array([0, 1, count, -1], np.int64))], f"{name}_flat"
+        )
+        product = self.node("MatMul", [groups, flat], f"{name}_product")  # (n, groups, heads of a group, locations)
+        shape = np.array([0, -1, self._image.height_px // side, self._image.width_px // side], np.int64)
+        return self.node("Reshape", [product, self.constant(f"{name}_nkhw", shape)], f"{name}_scores")
+
+    def distance(self, maps: list[str], featurizer: FeaturizerSpec, good_parts: PatchDistance) -> str:
+        """(n, 1, rows, columns): how far each location lies from good parts; see `engine.patch_distance`.
+
+        `maps` are the taps, none of them finer than the grid.
+        Products are matrices and no convolutions: what runs in float16 or in int8 ends before them, for whitening
+        makes the small differences between channels large.
+        """
+        named = list(zip(maps, featurizer.taps, strict=True))
+        coarse = [name for name, tap in named if self._stride(tap) > GRID_STRIDE]
+        fine = [name for name, tap in named if self._stride(tap) <= GRID_STRIDE]
+        squares, mixed = [], ""
+        if coarse:
+            shared = self._centred(coarse, good_parts.coarse_mean, "distance_coarse")
+            white = self._times(good_parts.coarse, shared, "distance_coarse_white")
+            squares.append(self._doubled(self._square(white, "distance_coarse", 2 * GRID_STRIDE), "distance_coarse"))
+            if fine:
+                product = self._times(good_parts.mixed, shared, "distance_mixed")
+                on_grid = self._on_grid(product, "distance_mixed", 2 * GRID_STRIDE)
+                mixed = self._doubled(on_grid, "distance_mixed")
+        if fine:
+            own = self._centred(fine, good_parts.fine_mean, "distance_fine")
+            white = self._times(good_parts.fine, own, "distance_fine_white")
+            if mixed:
+                flat = self.node("Reshape", [mixed, self.constant("shape_0cp", _FLAT)], "distance_mixed_flat")
+                white = self.node("Add", [white, flat], "distance_rest")
+            squares.append(self._square(white, "distance_fine", GRID_STRIDE))
+        total = squares[0] if len(squares) == 1 else self.node("Add", squares, "distance_square")
+        share = self.constant("distance_share", np.array(1 / good_parts.channels, np.float32))
+        mean = self.node("Mul", [total, share], "distance_mean")
+        return self.node("Sqrt", [mean], "distance_root")
+
+    def _centred(self, maps: list[str], mean: np.ndarray, name: str) -> str:
+        """(n, c, locations) of maps of one stride, less their mean on good parts."""
+        joined = self.node("Concat", maps, f"{name}_map", axis=1)
+        flat = self.node("Reshape", [joined, self.constant("shape_0cp", _FLAT)], f"{name}_flat")
+        return self.node("Sub", [flat, self.constant(f"{name}_centre", mean[:, None])], f"{name}_centred")
+
+    def _times(self, matrix: np.ndarray, x: str, name: str) -> str:
+        return self.node("MatMul", [self.constant(f"{name}_matrix", matrix), x], name)
+
+    def _square(self, x: str, name: str, side: int) -> str:
+        """(n, 1, rows, columns) sum of squares over channels."""
+        power = self.node("Mul", [x, x], f"{name}_power")
+        axis = self.constant("axis_1", np.array([1], np.int64))
+        return self._on_grid(self.node("ReduceSum", [power, axis], f"{name}_sum", keepdims=1), f"{name}_sum", side)
+
+    def _on_grid(self, x: str, name: str, side: int) -> str:
+        """(n, c, locations) -> (n, c, rows, columns)."""
+        rows, columns = self._image.height_px // side, self._image.width_px // side
+        shape = self.constant(f"shape_grid_{side}", np.array([0, -1, rows, columns], np.int64))
+        return self.node("Reshape", [x, shape], f"{name}_grid")
 
     def evidence(self, scores: str) -> None:
         """Log-mean-exp over locations, with the maximum taken out so that it cannot overflow, not even in float16."""
@@ -342,8 +423,10 @@ class _Graph:
 
     def _repeated(self, x: str, tap: int, name: str) -> str:
         """A tap coarser than the grid is repeated 2 x 2."""
-        if self._stride(tap) <= GRID_STRIDE:
-            return x
+        return x if self._stride(tap) <= GRID_STRIDE else self._doubled(x, name)
+
+    def _doubled(self, x: str, name: str) -> str:
+        """Each location four times, 2 x 2."""
         scales = self.constant("scales_2", np.array([1, 1, 2, 2], np.float32))
         return self.node(
             "Resize",

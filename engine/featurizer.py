@@ -142,11 +142,14 @@ class FeaturizerSpec:
             the backbone's own. Blocks of stride 4, 8 and 16 may be taps; all lie on the grid of stride 8.
         embedding: also run the network to its end and append its 1280 values after global average pooling to the
             pooled vector: what the classic recipe takes. Without it nothing after the last tap is computed.
+        distance: one more channel at each location, the last: how far its taps lie from what they are on good parts,
+            see `engine.patch_distance`. It is scored as the others are, and not pooled.
     """
 
     backbone: str = DEFAULT_BACKBONE
     taps: tuple[int, ...] = OWN_TAPS
     embedding: bool = False
+    distance: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the default taps; refuse what this version cannot build. Raises GraphError."""
@@ -172,9 +175,14 @@ class FeaturizerSpec:
         return tuple(self.network.blocks[tap] for tap in self.taps)
 
     @property
+    def tap_channels(self) -> int:
+        """Channels that the taps have at each location."""
+        return sum(block.channels_out for block in self.tapped)
+
+    @property
     def channels(self) -> int:
         """Channels at each location: the rows of a head's weights."""
-        return sum(block.channels_out for block in self.tapped)
+        return self.tap_channels + self.distance
 
     @property
     def fine_channels(self) -> int:
@@ -183,13 +191,13 @@ class FeaturizerSpec:
 
     @property
     def cell_size(self) -> int:
-        """Length of a cell's row in the training graph's channels."""
-        return self.channels + (SUBLOCATIONS - 1) * self.fine_channels
+        """Length of a cell's row in the training graph's channels, which has no distances."""
+        return self.tap_channels + (SUBLOCATIONS - 1) * self.fine_channels
 
     @property
     def pooled_size(self) -> int:
         """Length of the pooled vector."""
-        return 3 * self.channels + (EMBEDDING_CHANNELS if self.embedding else 0)
+        return 3 * self.tap_channels + (EMBEDDING_CHANNELS if self.embedding else 0)
 
     @property
     def depth(self) -> int:
@@ -197,26 +205,28 @@ class FeaturizerSpec:
         return len(self.network.blocks) if self.embedding else self.taps[-1] + 1
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, readable by `from_json`."""
-        return {"backbone": self.backbone, "taps": list(self.taps), "embedding": self.embedding}
+        """Plain values, readable by `from_json`; `distance` only where there is one, as before there could be any."""
+        own = {"backbone": self.backbone, "taps": list(self.taps), "embedding": self.embedding}
+        return {**own, "distance": True} if self.distance else own
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Read what `to_json` wrote. Raises GraphError on anything else: never guessed."""
         fits = (
             isinstance(value, dict)
-            and set(value) == {"backbone", "taps", "embedding"}
+            and set(value) - {"distance"} == {"backbone", "taps", "embedding"}
+            and value.get("distance", True) is True
             and isinstance(value["taps"], list)
             and all(type(tap) is int for tap in value["taps"])
             and isinstance(value["embedding"], bool)
         )
         if not fits or not value["taps"]:
             msg = (
-                f"featurizer {value!r} is not a spec: expected backbone, taps (at least one block) and embedding; "
-                "train the bundle again"
+                f"featurizer {value!r} is not a spec: expected backbone, taps (at least one block), embedding and, if "
+                "it has one, distance; train the bundle again"
             )
             raise GraphError(msg)
-        return cls(backbone=value["backbone"], taps=tuple(value["taps"]), embedding=value["embedding"])
+        return cls(value["backbone"], tuple(value["taps"]), value["embedding"], distance="distance" in value)
 
 
 def grid(image: ImageSpec) -> tuple[int, int]:
@@ -248,4 +258,8 @@ def multiply_accumulates(featurizer: FeaturizerSpec, image: ImageSpec) -> int:
         before = block.total_stride
     if featurizer.embedding:
         total += area // before**2 * featurizer.network.blocks[-1].channels_out * EMBEDDING_CHANNELS
+    if featurizer.distance:
+        fine = featurizer.fine_channels
+        coarse = featurizer.tap_channels - fine
+        total += area // GRID_STRIDE**2 * fine**2 + area // (2 * GRID_STRIDE) ** 2 * coarse * (coarse + fine)
     return total

@@ -19,6 +19,7 @@ from engine.cuda import DeviceMemoryError
 from engine.errors import GraphError, PlanError
 from engine.graph import ServingShapes, is_quantized, read_graph
 from engine.half import typed_graph
+from engine.patch_distance import PatchDistance
 from engine.quantize import FULL_PRECISION_UNTIL, quantized
 from engine.specs import BatchProfile, ImageSpec
 from engine.tensorrt_build import BuildStep, build_plan, input_ranges
@@ -121,6 +122,20 @@ def test_the_serving_graph_becomes_a_plan_as_asked(precision: str, *, embedding:
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert steps
     assert all(0 <= step.done <= step.total for step in steps)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_graph_with_distances_becomes_a_plan(precision: str) -> None:
+    featurizer = FeaturizerSpec(distance=True)
+    count = featurizer.tap_channels
+    good_parts = PatchDistance.of(np.zeros(count), np.eye(count) + 0.1, featurizer.fine_channels)
+    data = typed_graph(build_serving_graph(featurizer, ImageSpec(64, 64), good_parts), precision)
+    watched = Watched()
+    assert build_plan(watched, data, ranges_of(data, LATENCY), TensorRTOptions(precision=precision)).plan
+    layers = [watched.network.get_layer(index) for index in range(watched.network.num_layers)]
+    own = [layer for layer in layers if layer.name.startswith("distance_")]
+    assert len(own) > 10
+    assert trt.DataType.HALF not in {layer.get_output(0).dtype for layer in own}
 
 
 def test_exact_plans_hold_one_profile_each() -> None:
