@@ -65,6 +65,9 @@ Example:
 @click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
 @click.option("--cost-review", default=0.5, help="What an inspector's look costs; 0 for no review band.")
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
+@click.option(
+    "--report/--no-report", default=True, help="Write the acceptance report into the bundle, as report/index.html."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes.
@@ -95,6 +98,7 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         held_out=options["held_out"],
         refine=options["refine"],
         reviews=options["reviews"],
+        report=options["report"],
     )
     with progress_bar(stays=True) as show:
 
@@ -198,6 +202,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary["skipped"]:
         name, why = summary["skipped"][0]
         click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
+    if summary["report"]:
+        bundle = summary["bundle"]
+        page = f"framegate report {bundle}" if bundle.endswith(".zip") else f"{bundle}/{summary['report']}"
+        click.echo(f"report   {page}")
     click.echo(f"took     {summary['seconds']:.1f} s")
 
 
