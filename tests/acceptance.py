@@ -80,6 +80,17 @@ def judged(
     )
 
 
+def only(images: Judged, *, defects: bool) -> Judged:
+    rows = np.flatnonzero(images.defect == defects)
+    return Judged(
+        tuple(images.names[row] for row in rows),
+        images.defect[rows],
+        images.groups[rows],
+        images.probability[rows],
+        images.decision[rows],
+    )
+
+
 def decisions(probability: np.ndarray, point: OperatingPoint) -> np.ndarray:
     return np.array([decide(float(value), point, None).decision for value in probability])
 
@@ -96,7 +107,7 @@ def picture(name: str, why: str = "near", *, label: str = "good", group: str = "
 def acceptance(*, about: dict[str, Any] | None = None, prefix: str = "", **changed: Any) -> Acceptance:
     """A whole one; `prefix` stands before every name that a stranger may have chosen."""
     own = {**ABOUT, **(about or {})}
-    bundle = sealed(replace(small_bundle(), about=own))
+    bundle = replace(sealed(small_bundle()), about=own)
     whole = Acceptance(
         bundle=bundle,
         held=judged(60, groups=8, seed=1, prefix=prefix),

@@ -141,7 +141,13 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             answers = _answers(scorer, source, [data.samples[i].name for i in held])
-            run = Run(chosen, answers.predictions, validated.probability, _breakdowns(data.samples, labelling))
+            run = Run(
+                chosen=chosen,
+                point=bundle.head.operating_point,
+                predictions=answers.predictions,
+                out_of_fold=validated.probability,
+                columns=_breakdowns(data.samples, labelling),
+            )
             seen = look(scorer, source.read, run) if settings.report else None
         before = _before(refined, chosen, labelling, source) if refined else {}
         if settings.held_out is not None:

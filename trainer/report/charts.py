@@ -161,7 +161,8 @@ def cost_chart(
             place = (
                 cost + 0.01 * top if cost + 0.08 * top < above else cost - 0.06 * top
             )  # below, where lines lie close
-            axes.annotate(word, (LOWEST, place), color=QUIET, fontsize=8.5)
+            under = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.6}
+            axes.annotate(word, (LOWEST, place), color=QUIET, fontsize=8.5, bbox=under)
             above = place
         axes.set_ylim(0, top)
         _mark_point(axes, point, words=True)

@@ -18,7 +18,7 @@ from trainer.report.curves import (
 )
 from trainer.report.data import Judged
 from trainer.report.tables import breakdowns, confusion
-from trainer.report.words import costs_of, expense, limits, verdict
+from trainer.report.words import costs_of, escapes_at_most, expense, limits, verdict
 
 if TYPE_CHECKING:
     from engine.prediction import OperatingPoint
@@ -69,6 +69,7 @@ class Findings:
         held: the images held out, by the very model in the bundle.
         everything: all images, out of fold; None where there was no cross-validation.
         breakdowns: of `everything` where it is there, else of `held`.
+        escapes_at_most: upper bound on the share of defects that pass.
     """
 
     verdict: Verdict
@@ -77,6 +78,7 @@ class Findings:
     held: Evidence
     everything: Evidence | None
     breakdowns: tuple[Breakdown, ...]
+    escapes_at_most: float
 
     @property
     def widest(self) -> Evidence:
@@ -97,6 +99,7 @@ def find(acceptance: Acceptance) -> Findings:
         held=held,
         everything=everything,
         breakdowns=tables,
+        escapes_at_most=escapes_at_most(acceptance.about, held.confusion),
     )
 
 
@@ -116,6 +119,7 @@ def to_json(acceptance: Acceptance, findings: Findings) -> dict[str, Any]:
                 "review_band": findings.point.review_band,
             },
             "verdict": findings.verdict,
+            "escapes_at_most": findings.escapes_at_most,
             "not_proved": findings.limits,
             "held_out": findings.held,
             "all_images": findings.everything,
@@ -159,7 +163,7 @@ def _evidence(acceptance: Acceptance, judged: Judged) -> Evidence:
         histogram=Histogram(edges, good, defects),
         curves=curves(judged) if both else None,
         cost=cost_curve(judged, costs, rate) if both else None,
-        spent=expense(found, costs, rate),
+        spent=expense(about, found, rate),
         calibration=calibration_curve(own_rate) if both else None,
     )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from engine.bundle import Bundle
-    from engine.prediction import Prediction
+    from engine.prediction import OperatingPoint, Prediction
     from engine.scorer import Scorer
     from trainer.dataset import Dataset
     from trainer.report.data import Picture
@@ -29,13 +29,15 @@ class Run:
 
     Attributes:
         chosen: the images, which of them were used and which held out.
-        predictions: of the images held out, by the written model through the serving path.
+        point: the operating point that is written.
+        predictions: of the images held out, at this point, by the written model through the serving path.
         out_of_fold: (n,) calibrated probability at the training images' own rate, from models that had not seen the
             image's group; None where there was no cross-validation.
         columns: name of a breakdown -> (n,) values.
     """
 
     chosen: Chosen
+    point: OperatingPoint
     predictions: Sequence[Prediction]
     out_of_fold: np.ndarray | None
     columns: Mapping[str, Sequence[str]]
@@ -56,12 +58,13 @@ class Seen:
 
 def look(scorer: Scorer, read: Callable[[str], bytes], run: Run) -> Seen:
     """Take the pictures that the report shows; reads some three dozen images again."""
-    held = held_out_pictures(scorer, read, [run.data.samples[row] for row in run.chosen.held], run.predictions)
+    samples = run.data.samples
+    held = held_out_pictures(scorer, read, [samples[row] for row in run.chosen.held], run.predictions, run.point)
     if run.out_of_fold is None:
         return Seen(held, ())
     rows = doubtful_rows(run.out_of_fold, run.data.defect)
-    answers = [decide(round(float(run.out_of_fold[row]), 6), scorer.operating_point, None) for row in rows]
-    return Seen(held, doubtful_pictures(read, scorer.image_spec, [run.data.samples[row] for row in rows], answers))
+    answers = [decide(float(run.out_of_fold[row]), run.point, None) for row in rows]
+    return Seen(held, doubtful_pictures(read, scorer.image_spec, [samples[row] for row in rows], answers))
 
 
 def gather(bundle: Bundle, run: Run, seen: Seen, settings: Mapping[str, str]) -> Acceptance:

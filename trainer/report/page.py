@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ def page(acceptance: Acceptance, findings: Findings) -> str:
         "amount": words.amount,
         "counted": words.counted,
         "jpeg": _data_uri,
+        "moment": _moment,
+        "sentence": _sentence,
     }
     return environment.get_template("page.html").render(_view(acceptance, findings))
 
@@ -187,6 +190,16 @@ def _near_duplicates(about: Mapping[str, Any]) -> str | None:
 def _galleries(pictures: Sequence[Picture]) -> list[tuple[str, str, list[Picture]]]:
     found = [(title, order, [each for each in pictures if each.why == why]) for why, (title, order) in _WHY.items()]
     return [gallery for gallery in found if gallery[2]]
+
+
+def _moment(text: str) -> str:
+    """`2026-01-02T03:04:05+00:00` as people read it."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00$", r"\1 at \2 UTC", text)
+
+
+def _sentence(text: str) -> str:
+    """Words from the log, with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _data_uri(jpeg: bytes) -> str:

@@ -73,6 +73,7 @@ def held_out_pictures(
     read: Callable[[str], bytes],
     samples: Sequence[Sample],
     predictions: Sequence[Prediction],
+    point: OperatingPoint,
 ) -> tuple[Picture, ...]:
     """Of the images held out, with their heat maps.
 
@@ -81,12 +82,13 @@ def held_out_pictures(
         read: bytes of a sample by its name; they were decoded before, so they can be.
         samples: (n,).
         predictions: (n,), of these.
+        point: at which they were decided.
     """
     probability = np.array([prediction.defect_probability for prediction in predictions])
     decision = np.array([prediction.decision for prediction in predictions])
     defect = np.array([sample.is_defect for sample in samples])
     shown = []
-    for pick in picks(probability, decision, defect, scorer.operating_point):
+    for pick in picks(probability, decision, defect, point):
         sample, payload = samples[pick.row], read(samples[pick.row].name)
         plain = _thumbnail(payload, scorer.image_spec, SIDE_PX)
         heated = overlay(plain, _heat(scorer, payload), scorer.image_spec.region)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.report.data import Judged
 
 DECISIONS = ("pass", "review", "fail")
-MOST_ROWS = 24
+MOST_ROWS = 16
 FEWEST_IN_ROW = 4
 """Images in a row, on average: where every image is a group of its own a table by group says nothing."""
 

@@ -11,6 +11,8 @@ from trainer.operating_point import Costs
 from trainer.report.curves import PARTS, at_most
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trainer.report.curves import Interval
     from trainer.report.data import Acceptance
     from trainer.report.tables import Confusion, Share
@@ -55,9 +57,19 @@ class Expense:
         return min(self.plain.items(), key=lambda rule: rule[1])
 
 
-def expense(found: Confusion, costs: Costs, defect_rate: float) -> Expense | None:
-    """What the operating point costs; None where a class was not held out."""
-    escapes, rejects = found.escapes, found.false_rejects
+def escapes_at_most(about: Mapping[str, Any], found: Confusion) -> float:
+    """Upper bound on the share of defects that pass.
+
+    Where the operating point was set by a bound it was set by looking at these very defects; then what counts is what
+    was allowed beforehand, not what was seen afterwards.
+    """
+    told = about.get("operating_point") or {}
+    return max(found.escapes.at_most, float(told.get("escape_rate_at_most") or 0) if told.get("by") == "bound" else 0.0)
+
+
+def expense(about: Mapping[str, Any], found: Confusion, defect_rate: float) -> Expense | None:
+    """What the operating point costs; None where the images are of one class."""
+    escapes, rejects, costs = found.escapes, found.false_rejects, costs_of(about)
     if not escapes.among or not rejects.among:
         return None
     reviewed = [side["review"].events / side["review"].among for side in (found.defect, found.good)]
@@ -74,49 +86,65 @@ def expense(found: Confusion, costs: Costs, defect_rate: float) -> Expense | Non
     if costs.review:
         plain["look at every part"] = PARTS * costs.review
     measured = cost(escapes.events / escapes.among, rejects.events / rejects.among)
-    return Expense(measured, cost(escapes.at_most, rejects.at_most), plain)
+    return Expense(measured, cost(escapes_at_most(about, found), rejects.at_most), plain)
 
 
 def verdict(acceptance: Acceptance, found: Confusion, auroc: Interval | None, spent: Expense | None) -> Verdict:
     """Whether the model may be used, from the images held out alone.
 
-    It is shown to be worth using where it is better than chance and where, with escapes and false rejects at their
-    exact upper bounds, it still costs less than the best rule that needs no model.
+    It must be better than chance. Then a bound on escapes that was asked for decides; where none was, the model is
+    shown to be worth using where it costs less than the best rule that needs no model even with escapes and false
+    rejects at their exact upper bounds, at costs and at a defect rate that somebody has given.
     """
     if auroc is None or spent is None:
         return _without_a_class(found)
-    ranking = (
-        "Of a defect and a good part, neither ever seen before, it calls the defect the worse one in "
-        f"{percent(auroc.value)} of the cases ({percent(auroc.low)} to {percent(auroc.high)})."
-    )
-    rule, price = spent.best_plain
-    costs = (
-        f"At the costs given, 1,000 parts cost {amount(spent.measured)} as measured, {amount(spent.at_worst)} with "
-        f"escapes and false rejects at their upper bounds; the best rule without a model ({rule}) costs "
-        f"{amount(price)}."
-    )
+    why = (_ranking(auroc), _costs(spent))
     if auroc.low <= 0.5:  # noqa: PLR2004 - chance
         return Verdict(
             "not_shown",
-            "Not shown to work: it may be no better than chance",
-            (ranking, "The interval reaches 50 %, which is what guessing reaches. Do not put a reject gate behind it."),
+            "Not shown to work: it may be no better than guessing",
+            (why[0], "Guessing reaches 50 %, and the interval includes that. Do not put a reject gate behind it."),
         )
-    asked = acceptance.about.get("escape_bound")
-    if isinstance(asked, dict) and asked.get("met") is False:
-        return Verdict("not_shown", "The bound on escapes that was asked for is not met", (ranking, costs))
-    if spent.measured >= price:
-        return Verdict(
-            "not_shown",
-            "Not worth using at these costs",
-            (ranking, costs, "Either the model is too weak, or the costs and the defect rate are not the line's."),
+    told = acceptance.about.get("operating_point") or {}
+    asked = told.get("max_escape_rate")
+    if asked is not None:
+        at = f"at most {percent(asked)} of defects pass, at {percent(told['confidence'])} confidence"
+        if told.get("proved"):
+            return Verdict("shown", f"Usable: {at}", why)
+        return Verdict("not_shown", f"Not proved, though it was asked for: {at}", why)
+    return _by_costs(acceptance.about, spent, why)
+
+
+def _by_costs(about: Mapping[str, Any], spent: Expense, why: tuple[str, ...]) -> Verdict:
+    if spent.measured >= spent.best_plain[1]:
+        doubt = "Either the model is too weak, or the costs and the defect rate are not the line's."
+        return Verdict("not_shown", "Not worth using at these costs", (*why, doubt))
+    if spent.at_worst >= spent.best_plain[1]:
+        more = "More images of groups that were never trained on would settle it."
+        return Verdict("open", "It works on what was held out, but too little was held out to prove it", (*why, more))
+    if costs_of(about) == Costs() or not about.get("defect_rate_given"):
+        missing = (
+            "The costs or the defect rate of your line were not given, so this holds for assumed ones. Train again "
+            "with --defect-rate and the --cost options, or ask for a bound, to have it settled."
         )
-    if spent.at_worst >= price:
-        return Verdict(
-            "open",
-            "It works on what was held out, but too little was held out to prove that it pays",
-            (ranking, costs, "More images of groups that were never trained on would settle it."),
-        )
-    return Verdict("shown", "Usable: it pays, even with its mistakes at their upper bounds", (ranking, costs))
+        return Verdict("open", "It works on parts it never saw; whether it pays on your line is open", (*why, missing))
+    return Verdict("shown", "Usable: it pays, even with its mistakes at their upper bounds", why)
+
+
+def _ranking(auroc: Interval) -> str:
+    return (
+        "Of a defect and a good part, neither ever seen before, it calls the defect the worse one in "
+        f"{percent(auroc.value)} of the cases ({percent(auroc.low)} to {percent(auroc.high)})."
+    )
+
+
+def _costs(spent: Expense) -> str:
+    rule, price = spent.best_plain
+    return (
+        f"At these costs and this defect rate 1,000 parts cost {amount(spent.measured)} as measured, "
+        f"{amount(spent.at_worst)} with escapes and false rejects at their upper bounds; the best rule without a model "
+        f"({rule}) costs {amount(price)}."
+    )
 
 
 def _without_a_class(found: Confusion) -> Verdict:
@@ -140,6 +168,7 @@ def limits(acceptance: Acceptance, found: Confusion, between: tuple[float, float
     """What the report does not prove, most important first; `between` are the groups' lowest and highest AUROC."""
     told = [
         *_on_defects(found),
+        *_on_the_bound(acceptance),
         *_on_groups(acceptance, between),
         *_on_the_line(acceptance),
         *_on_labels(acceptance),
@@ -174,6 +203,16 @@ def _on_defects(found: Confusion) -> list[str]:
         return ["No defect was held out: the share of defects that would pass is unknown."]
     best = percent(at_most(0, defects))
     return [f"{defects} defects were held out: even without a single mistake so few show no less than {best} escapes."]
+
+
+def _on_the_bound(acceptance: Acceptance) -> list[str]:
+    if (acceptance.about.get("operating_point") or {}).get("by") != "bound":
+        return []
+    told = (
+        "The threshold was set by looking at the defects held out. The bound on escapes allows for that; the other "
+        "figures at this threshold are a little too good for that reason."
+    )
+    return [told]
 
 
 def _on_groups(acceptance: Acceptance, between: tuple[float, float] | None) -> list[str]:
@@ -233,7 +272,7 @@ def _on_labels(acceptance: Acceptance) -> list[str]:
     return told
 
 
-def costs_of(about: dict[str, Any]) -> Costs:
+def costs_of(about: Mapping[str, Any]) -> Costs:
     """The costs that a bundle tells of."""
     return Costs(**about["costs"]) if "costs" in about else Costs()
 
