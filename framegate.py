@@ -19,6 +19,7 @@ from engine.errors import FramegateError, InputError
 VERBS = {
     "train": ("trainer.cli", "train"),
     "data": ("trainer.cli", "data"),
+    "report": ("trainer.cli_report", "report"),
     "score": ("engine.cli", "score"),
     "verify": ("engine.cli", "verify"),
     "build": ("engine.cli_build", "build"),

@@ -121,6 +121,11 @@ def write_bundle(out: Path, bundle: Bundle, report: Mapping[str, bytes] | None =
     return written
 
 
+def sealed(bundle: Bundle) -> Bundle:
+    """A bundle as it will be read once it is written, with its digest. Raises BundleError where it cannot be."""
+    return _sealed(bundle, {})[0]
+
+
 def pack_bundle(bundle: Bundle) -> bytes:
     """A bundle as one zip in memory, without its report: for another process to open. Raises as `write_bundle`."""
     packed = io.BytesIO()

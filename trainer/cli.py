@@ -102,6 +102,9 @@ Examples:
     type=click.FloatRange(min=0),
     help="GiB of that folder; what was used longest ago goes first, what is in use stays.",
 )
+@click.option(
+    "--report/--no-report", default=True, help="Write the acceptance report into the bundle, as report/index.html."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes, on this machine or at a URL.
@@ -141,6 +144,7 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         reviews=options["reviews"],
         features=options["features"],
         features_limit_gib=options["features_limit"],
+        report=options["report"],
     )
     with progress_bar(stays=True) as show:
 
@@ -249,6 +253,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
         click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
     features = summary["features"]
     click.echo(f"features {features['found']} found in the cache, {features['computed']} computed")
+    if summary["report"]:
+        bundle = summary["bundle"]
+        page = f"framegate report {bundle}" if bundle.endswith(".zip") else f"{bundle}/{summary['report']}"
+        click.echo(f"report   {page}")
     click.echo(f"took     {summary['seconds']:.1f} s")
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.backbone import build_serving_graph
-from engine.bundle import Bundle, Classes, Reference, open_bundle, write_bundle
+from engine.bundle import Bundle, Classes, Reference, open_bundle, sealed, write_bundle
 from engine.choice import open_for
 from engine.errors import BundleError, GraphError, InputError
 from engine.featurizer import DEFAULT_BACKBONE, OWN_TAPS, FeaturizerSpec
 from engine.heads import Head
+from engine.locations import shown
 from engine.scorer import Scorer
 from engine.specs import Region
 from trainer import training_set
@@ -30,8 +31,9 @@ from trainer.label_csv import DEFAULT_COLUMNS
 from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, at_rate, from_costs, shift_to_rate
-from trainer.progress import Step
+from trainer.progress import Step, Stopwatch
 from trainer.refine import open_refined
+from trainer.report.gather import Run, gather, look
 from trainer.samples import write_samples
 from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     from engine.prediction import Prediction
     from trainer.acceptance import Accepted
+    from trainer.cross_validation import Validated
     from trainer.label_csv import Columns
     from trainer.labels import Labelling, Sample
     from trainer.refine import Refined
@@ -81,6 +84,7 @@ class TrainSettings:
         refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
         features: folder that features are kept in, and looked up in; None: one that is deleted in the end.
         features_limit_gib: of that folder; what was used longest ago is deleted first, what is in use never.
+        report: whether the bundle gets its acceptance report.
     """
 
     source: str | None
@@ -107,6 +111,14 @@ class TrainSettings:
     reviews: Path | None = None
     features: Path | None = None
     features_limit_gib: float = LIMIT_GIB
+    report: bool = True
+
+    def told(self) -> dict[str, str]:
+        """The options that were given, for the report; the source and where the bundle lies are told by themselves."""
+        defaults = TrainSettings(self.source, self.out)
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {name: value for name, value in own.items() if value != getattr(defaults, name)}
+        return {f"--{name.replace('_', '-')}": shown(str(value)) for name, value in given.items()}
 
     def request(self, given: Bundle | None) -> Request:
         """What is left to choose; `given` is the bundle whose featurizer is used."""
@@ -134,6 +146,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         ChanceError: the model ranks no better than chance.
     """
     start_s = time.perf_counter()
+    progress = watch = Stopwatch(progress, time.perf_counter)
     for path in (settings.out, settings.held_out):
         _refuse_existing(path)
     refined = _refined(settings, progress)
@@ -145,12 +158,20 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         chosen = choose(source, labelling, settings.request(given), progress, cache)
         data, used, held = chosen.data, chosen.used, chosen.held
         classes = Classes(labelling.pass_class, labelling.fail_class)
-        bundle = _fit(chosen, classes, settings, given, progress)
+        bundle, validated = _fit(chosen, classes, settings, given, progress)
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             answers = _answers(scorer, source, chosen)
-        _refuse_other_answers(answers.difference, given)
-        accepted, metrics = _accept(settings, chosen, labelling, answers.predictions, bundle)
+            _refuse_other_answers(answers.difference, given)
+            accepted, metrics = _accept(settings, chosen, labelling, answers.predictions, bundle)
+            run = Run(
+                chosen=chosen,
+                point=accepted.point,
+                predictions=accepted.predictions,
+                out_of_fold=validated.probability,
+                columns=_breakdowns(data.samples, labelling),
+            )
+            seen = look(scorer, source.read, run) if settings.report else None
         before = _before(refined, chosen, labelling, source) if refined else {}
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
@@ -167,15 +188,22 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "notes": [*data.notes, *accepted.notes],
         "features": {"found": cache.found, "computed": cache.computed},
         "duplicates": data.copies.to_json(),
+        "steps_s": {name: round(lasted_s, 3) for name, lasted_s in watch.seconds().items()},
         "seconds": round(time.perf_counter() - start_s, 3),
     }
-    progress(Step("write"))
+    whole = replace(bundle, about=about, reference=answers.reference)
     report = {training_set.NAME: training_set.to_csv(data.samples, chosen.features.sha256, held)}
-    written = write_bundle(settings.out, replace(bundle, about=about, reference=answers.reference), report)
-    return written, summary(settings.out, written)
+    if seen is not None:
+        progress(Step("report"))
+        from trainer.report.page import report_files  # noqa: PLC0415 - matplotlib is for who wants a report
+
+        report |= report_files(gather(sealed(whole), run, seen, settings.told()))
+    progress(Step("write"))
+    written = write_bundle(settings.out, whole, report)
+    return written, summary(settings.out, written, has_report=seen is not None)
 
 
-def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
+def summary(out: Path, bundle: Bundle, *, has_report: bool) -> dict[str, Any]:
     """What the command prints of a trained bundle."""
     point = bundle.head.operating_point
     told = (
@@ -191,6 +219,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "notes",
         "features",
         "duplicates",
+        "steps_s",
         "seconds",
     )
     return {
@@ -198,6 +227,7 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
         "name": bundle.name,
         "version": bundle.version,
         "digest": bundle.digest,
+        "report": "report/index.html" if has_report else None,
         "input_px": [bundle.image.width_px, bundle.image.height_px],
         "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
         "defect_rate": bundle.defect_rate,
@@ -337,8 +367,8 @@ def _refuse_other_answers(difference: float, given: Bundle | None) -> None:
 
 def _fit(
     chosen: Chosen, classes: Classes, settings: TrainSettings, given: Bundle | None, progress: Callable[[Step], None]
-) -> Bundle:
-    """Fit on the samples that are used only; the bundle without its metrics."""
+) -> tuple[Bundle, Validated]:
+    """Fit on the samples that are used only; the bundle without its metrics, and how the recipe does on all."""
     progress(Step("fit"))
     data, used = chosen.table, chosen.used
     defect, groups = chosen.data.defect, chosen.data.groups
@@ -367,7 +397,7 @@ def _fit(
     stream, told = stream_limits(looks.glances, looks.noises, groups[used], settings.seed)
     progress(Step("validate"))
     validated = cross_validate(data, groups, chosen.recipe, seed=settings.seed)
-    return Bundle(
+    bundle = Bundle(
         name=settings.name or settings.out.stem,
         version=settings.version,
         digest="",
@@ -384,6 +414,7 @@ def _fit(
         },
         stream=replace(stream, drift=drift_limit(distances, groups[used], folds)),
     )
+    return bundle, validated
 
 
 def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
