@@ -13,9 +13,10 @@ from trainer.classifier import (
     at_rows,
     calibrate,
     evidence_model,
+    evidence_out_of_fold,
     logit,
-    out_of_fold,
     pooled_model,
+    pooled_out_of_fold,
     pooled_scores,
     probability,
 )
@@ -120,8 +121,12 @@ def judge_held_out(
         evidence_model(data, recipe, fit).decision_function(data.channels, rows=held),
         pooled_scores(pooled_model(data, recipe, fit), data, held),
     )
-    inner = _inner_folds(data.defect[fit], groups[fit], seed)
-    seen = out_of_fold(data, at_rows(inner, fit), recipe).take(fit)
+    inner = at_rows(_inner_folds(data.defect[fit], groups[fit], seed), fit)
+    nothing = np.zeros(len(data.defect))  # of a part that is not asked: fitting it would take as long again
+    seen = Scores(
+        nothing if recipe.parts == "pooled" else evidence_out_of_fold(data, inner, recipe),
+        nothing if recipe.parts == "evidence" else pooled_out_of_fold(data, inner, recipe),
+    ).take(fit)
     calibration = calibrate(seen.evidence, seen.pooled, data.defect[fit], recipe.parts)
     alone = {"evidence": scores.evidence, "pooled": scores.pooled}
     return Judged(
