@@ -103,6 +103,7 @@ def _view(acceptance: Acceptance, findings: Findings) -> dict[str, Any]:
         "copies": Listed.of(duplicates.get("copies", [])),
         "contradictions": Listed.of(duplicates.get("contradictions", [])),
         "learning": _learning(about),
+        "refined": _refined(about),
         "near_duplicates": _near_duplicates(about),
         "css": Markup(_style()),  # noqa: S704 - our own
     }
@@ -175,6 +176,16 @@ def _learning(about: Mapping[str, Any]) -> Learning:
     says = value.get("says") if isinstance(value, dict) else None
     whole = [point for point in points if all(isinstance(point.get(key), int | float) for key in _LEARNED)]
     return Learning(tuple(whole), says)
+
+
+def _refined(about: Mapping[str, Any]) -> str | None:
+    """What the earlier bundle did on the same images, where there was one."""
+    told = about.get("refined")
+    if not told:
+        return None
+    auroc = told.get("before", {}).get("auroc")
+    before = "" if auroc is None else f"; the earlier one has an AUROC of {words.figure(auroc)} on the images held out"
+    return f"{told.get('new', 0)} new images, {told.get('relabelled', 0)} labels changed{before}"
 
 
 def _near_duplicates(about: Mapping[str, Any]) -> str | None:

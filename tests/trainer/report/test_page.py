@@ -228,3 +228,13 @@ def test_an_image_per_group_makes_no_table_of_groups() -> None:
     alone = replace(images, groups=np.arange(60), columns={"group": images.names})
     page = read(acceptance(held=alone, everything=None))
     assert "No breakdown can be made" in page.words
+
+
+def test_what_the_bundle_tells_is_what_the_page_says() -> None:
+    told = {
+        "held_out": {"auroc_interval": [0.811, 0.999]},
+        "refined": {"new": 7, "relabelled": 2, "before": {"auroc": 0.875}},
+    }
+    page = read(acceptance(about=told))
+    for words in ("0.811 to 0.999", "7 new images, 2 labels changed", "AUROC of 0.875"):
+        assert words in page.words
