@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,6 @@ from trainer.report.tables import breakdowns, confusion
 from trainer.report.words import costs_of, escapes_at_most, expense, limits, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from engine.prediction import OperatingPoint
     from trainer.report.curves import CalibrationCurve, Curves
     from trainer.report.data import Acceptance
@@ -90,7 +88,7 @@ class Findings:
 
 def find(acceptance: Acceptance) -> Findings:
     """Compute everything; a few hundred milliseconds for some thousand images."""
-    held = _with_told_interval(_evidence(acceptance, acceptance.held), acceptance.about.get("held_out") or {})
+    held = _evidence(acceptance, acceptance.held)
     everything = None if acceptance.everything is None else _evidence(acceptance, acceptance.everything)
     tables = breakdowns(acceptance.everything or acceptance.held)
     auroc = held.curves.auroc if held.curves else None
@@ -168,15 +166,6 @@ def _evidence(acceptance: Acceptance, judged: Judged) -> Evidence:
         spent=expense(about, found, rate),
         calibration=calibration_curve(own_rate) if both else None,
     )
-
-
-def _with_told_interval(held: Evidence, told: Mapping[str, Any]) -> Evidence:
-    """The AUROC's interval as the bundle tells it, where it does: page and summary must not differ."""
-    interval = told.get("auroc_interval")
-    if held.curves is None or interval is None:
-        return held
-    low, high = interval
-    return replace(held, curves=replace(held.curves, auroc=replace(held.curves.auroc, low=low, high=high)))
 
 
 def _between(tables: tuple[Breakdown, ...]) -> tuple[float, float] | None:
