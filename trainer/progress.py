@@ -31,11 +31,14 @@ class Stopwatch:
     def __call__(self, step: Step) -> None:
         """One more step."""
         if step.name != self._name:
-            self._seconds = self.seconds()
-            self._name, self._since_s = step.name, self._clock()
+            now_s = self._clock()
+            self._seconds = self._until(now_s)
+            self._name, self._since_s = step.name, now_s
         self._tell(step)
 
     def seconds(self) -> dict[str, float]:
         """Name -> seconds until now, in the order in which steps were first told of."""
-        lasted_s = self._clock() - self._since_s
-        return {**self._seconds, self._name: self._seconds.get(self._name, 0.0) + lasted_s}
+        return self._until(self._clock())
+
+    def _until(self, now_s: float) -> dict[str, float]:
+        return {**self._seconds, self._name: self._seconds.get(self._name, 0.0) + now_s - self._since_s}

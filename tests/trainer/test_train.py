@@ -18,7 +18,7 @@ import pytest
 
 from engine.backbone import build_serving_graph
 from engine.backend import open_backend
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, read_report
 from engine.errors import BundleError, GraphError, InputError
 from engine.featurizer import FeaturizerSpec
 from engine.heads import stack
@@ -66,7 +66,7 @@ def trained(
         source=str(screws), out=folder / "bundle", groups=groups, size_px=(96, 96), held_out=folder / "held", seed=3
     )
     _, summary = train(settings, steps.append)
-    assert {step.name for step in steps} == {"featurize", "choose", "fit", "validate", "evaluate", "write"}
+    assert {step.name for step in steps} == {"featurize", "choose", "fit", "validate", "evaluate", "report", "write"}
     return folder / "bundle", summary, folder / "held"
 
 
@@ -142,9 +142,12 @@ def test_same_seed_same_digest_whatever_the_container(screws: Path, tmp_path: Pa
     settings = TrainSettings(source=str(screws), out=tmp_path / "a", size_px=(64, 64), defect_rate=0.02)
     from_zip, _ = train(settings)
     from_folder, _ = train(
-        TrainSettings(source=str(folder), out=tmp_path / "b.zip", size_px=(64, 64), defect_rate=0.02)
+        TrainSettings(source=str(folder), out=tmp_path / "b.zip", size_px=(64, 64), defect_rate=0.02, report=False)
     )
     assert from_zip.digest == from_folder.digest
+    assert from_zip.digest.encode() in read_report(tmp_path / "a", "index.html")
+    with pytest.raises(BundleError, match=r"no index\.html in its report"):
+        read_report(tmp_path / "b.zip", "index.html")
     assert from_zip.defect_rate == 0.02
 
 
@@ -202,7 +205,9 @@ def test_command_prints_json_and_its_errors_have_their_exit_code(tmp_path: Path)
     root = folder_of(tmp_path / "set", good=16, fail=16)
     done = command("train", str(root), "--out", str(tmp_path / "out"), "--size", "64x64", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["classes"]["fail"] == "fail"
+    told = json.loads(done.stdout)
+    assert told["classes"]["fail"] == "fail"
+    assert (tmp_path / "out" / told["report"]).read_bytes().startswith(b"<!DOCTYPE html>")
     wrong = command("train", str(tmp_path / "none.zip"), "--out", str(tmp_path / "other"))
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("framegate: error: ")

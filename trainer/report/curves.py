@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit, logit
 
+from trainer.bounds import auroc_interval, interval
 from trainer.report.resampling import Ranking, draws, exact_intervals, units_of, widened
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Curves:
     Attributes:
         roc: x share of good parts called defects, y share of defects called defects.
         precision_recall: x share of defects called defects, y share of defects among what is called defect.
-        auroc, average_precision: areas below them.
+        auroc: area below the first, with the interval of `trainer.bounds`, over groups.
+        average_precision: area below the second.
         by_groups: whether whole groups were resampled; single images where there are too few groups.
         groups: how many there are.
     """
@@ -128,7 +130,7 @@ def curves(judged: Judged, *, seed: int = 0) -> Curves:
     return Curves(
         roc=Band(*roc, grid, *caught),
         precision_recall=Band(*precision, grid, *precise),
-        auroc=_interval(own.auroc, [each.auroc for each in drawn], pairs),
+        auroc=Interval(own.auroc, *(auroc_interval(judged.defect, judged.probability, judged.groups) or (0.0, 1.0))),
         average_precision=_interval(own.average_precision, [each.average_precision for each in drawn], pairs),
         by_groups=units_of(judged.groups)[1],
         groups=len(np.unique(judged.groups)),
@@ -213,13 +215,7 @@ def at_rate(probability: np.ndarray, from_rate: float, to_rate: float) -> np.nda
 
 def exact_interval(events: int, among: int) -> tuple[float, float]:
     """Two-sided exact interval of a share at 95 %; (0, 1) where nothing was seen."""
-    low, high = exact_intervals(np.array(events), np.array(among))
-    return float(low), float(high)
-
-
-def at_most(events: int, among: int) -> float:
-    """One-sided exact upper bound of a share at 95 %: 0 of 60 is at most 4.9 %; 1 where nothing was seen."""
-    return float(exact_intervals(np.array(events), np.array(among), 0.9)[1])
+    return interval(events, among) or (0.0, 1.0)
 
 
 def _interval(value: float, drawn: list[float], pairs: int) -> Interval:

@@ -29,8 +29,8 @@ class Run:
 
     Attributes:
         chosen: the images, which of them were used and which held out.
-        point: the operating point that is written.
-        predictions: of the images held out, at this point, by the written model through the serving path.
+        point: the operating point that is written, of all stations that have none of their own.
+        predictions: of the images held out, at their station's point, by the written model through the serving path.
         out_of_fold: (n,) calibrated probability at the training images' own rate, from models that had not seen the
             image's group; None where there was no cross-validation.
         columns: name of a breakdown -> (n,) values.
@@ -97,13 +97,15 @@ def _held(run: Run) -> Judged:
 def _everything(bundle: Bundle, run: Run, out_of_fold: np.ndarray) -> Judged:
     """At the line's rate, decided as the bundle decides; whether an image is familiar was not asked out of fold."""
     probability = at_rate(out_of_fold, float(bundle.about["trained_defect_rate"]), bundle.defect_rate)
-    point = bundle.head.operating_point
+    stations = run.columns.get("station", [""] * len(probability))
+    points = [bundle.head.at(station).operating_point for station in stations]
+    decided = [decide(float(value), point, None) for value, point in zip(probability, points, strict=True)]
     return Judged(
         names=tuple(sample.name for sample in run.data.samples),
         defect=run.data.defect,
         groups=run.data.groups,
         probability=probability,
-        decision=np.array([decide(float(value), point, None).decision for value in probability]),
+        decision=np.array([each.decision for each in decided]),
         columns={name: tuple(values) for name, values in run.columns.items()},
     )
 

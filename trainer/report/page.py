@@ -44,9 +44,9 @@ class Listed:
     more: int
 
     @classmethod
-    def of(cls, values: Sequence[Any], most: int = MOST_LISTED) -> Listed:
-        """What a page has room for."""
-        return cls(tuple(values[:most]), max(0, len(values) - most))
+    def of(cls, values: Sequence[Any], most: int = MOST_LISTED, total: int | None = None) -> Listed:
+        """What a page has room for; `total` where the values are the first of more."""
+        return cls(tuple(values[:most]), max(total or 0, len(values)) - len(values[:most]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,6 @@ def page(acceptance: Acceptance, findings: Findings) -> str:
 
 def _view(acceptance: Acceptance, findings: Findings) -> dict[str, Any]:
     about = acceptance.about
-    duplicates = about.get("duplicates", {})
     return {
         "bundle": acceptance.bundle,
         "about": about,
@@ -100,9 +99,10 @@ def _view(acceptance: Acceptance, findings: Findings) -> dict[str, Any]:
         "held_groups": Listed.of(acceptance.held_groups, MOST_NAMES),
         "used_groups": Listed.of(acceptance.used_groups, MOST_NAMES),
         "skipped": Listed.of(about.get("skipped", [])),
-        "copies": Listed.of(duplicates.get("copies", [])),
-        "contradictions": Listed.of(duplicates.get("contradictions", [])),
+        "copies": _of_duplicates(about, "copies"),
+        "contradictions": _of_duplicates(about, "contradictions"),
         "learning": _learning(about),
+        "refined": _refined(about),
         "near_duplicates": _near_duplicates(about),
         "css": Markup(_style()),  # noqa: S704 - our own
     }
@@ -175,6 +175,22 @@ def _learning(about: Mapping[str, Any]) -> Learning:
     says = value.get("says") if isinstance(value, dict) else None
     whole = [point for point in points if all(isinstance(point.get(key), int | float) for key in _LEARNED)]
     return Learning(tuple(whole), says)
+
+
+def _of_duplicates(about: Mapping[str, Any], kind: str) -> Listed:
+    """Copies or contradictions; the bundle itself names only the first of many."""
+    told = about.get("duplicates", {})
+    return Listed.of(told.get(kind, []), total=told.get(f"{kind}_total"))
+
+
+def _refined(about: Mapping[str, Any]) -> str | None:
+    """What the earlier bundle did on the same images, where there was one."""
+    told = about.get("refined")
+    if not told:
+        return None
+    auroc = told.get("before", {}).get("auroc")
+    before = "" if auroc is None else f"; the earlier one has an AUROC of {words.figure(auroc)} on the images held out"
+    return f"{told.get('new', 0)} new images, {told.get('relabelled', 0)} labels changed{before}"
 
 
 def _near_duplicates(about: Mapping[str, Any]) -> str | None:

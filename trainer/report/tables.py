@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.report.curves import at_most, exact_interval, has_both
+from trainer.bounds import at_most
+from trainer.report.curves import exact_interval, has_both
 from trainer.report.resampling import Ranking
 
 if TYPE_CHECKING:

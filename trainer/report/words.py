@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.bounds import at_most
 from trainer.operating_point import Costs
-from trainer.report.curves import PARTS, at_most
+from trainer.report.curves import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -237,8 +238,8 @@ def _on_groups(acceptance: Acceptance, between: tuple[float, float] | None) -> l
     )
     if groups < FEW_GROUPS:
         told += " That is too few to say how much groups differ."
-    elif between is not None:
-        told += f" Between them the AUROC ran from {figure(between[0])} to {figure(between[1])}."
+    if between is not None:
+        told += f" From group to group of all images the AUROC ran from {figure(between[0])} to {figure(between[1])}."
     return [told]
 
 

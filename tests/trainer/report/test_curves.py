@@ -13,7 +13,6 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from tests.acceptance import judged
 from trainer.operating_point import Costs
 from trainer.report.curves import (
-    at_most,
     at_rate,
     calibration_curve,
     cost_curve,
@@ -24,6 +23,7 @@ from trainer.report.curves import (
     log_odds,
 )
 from trainer.report.data import Judged
+from trainer.report.resampling import exact_intervals
 
 
 def tied(count: int = 200) -> Judged:
@@ -159,12 +159,10 @@ def test_a_rate_is_changed_by_its_odds_and_back() -> None:
     np.testing.assert_allclose(at_rate(rare, 0.01, 0.4), probability)
 
 
-def test_bounds_are_exact() -> None:
-    assert round(at_most(0, 60), 4) == 0.0487
-    assert at_most(0, 0) == 1.0
+def test_intervals_are_exact() -> None:
     assert exact_interval(0, 0) == (0.0, 1.0)
     for events, among in ((0, 5), (3, 20), (20, 20), (7, 300)):
         known = binomtest(events, among).proportion_ci(0.95, "exact")
         assert exact_interval(events, among) == pytest.approx((known.low, known.high))
-        upper = binomtest(events, among, alternative="less").proportion_ci(0.95, "exact").high
-        assert at_most(events, among) == pytest.approx(upper)
+        low, high = exact_intervals(np.array([events]), np.array([among]))
+        assert (low[0], high[0]) == pytest.approx((known.low, known.high))

@@ -7,11 +7,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from engine.prediction import OperatingPoint
 from tests.acceptance import acceptance, judged, only
 from trainer.report.page import FIGURES, PAGE, report_files
 
@@ -228,3 +229,22 @@ def test_an_image_per_group_makes_no_table_of_groups() -> None:
     alone = replace(images, groups=np.arange(60), columns={"group": images.names})
     page = read(acceptance(held=alone, everything=None))
     assert "No breakdown can be made" in page.words
+
+
+def test_what_the_bundle_tells_is_what_the_page_says() -> None:
+    told: dict[str, Any] = {
+        "refined": {"new": 7, "relabelled": 2, "before": {"auroc": 0.875}},
+    }
+    told["duplicates"] = {"copies": [["a", "b"]], "copies_total": 70, "contradictions": [], "contradictions_total": 0}
+    whole = acceptance(about=told)
+    head = replace(whole.bundle.head, stations={"press-1": OperatingPoint(0.25, (0.125, 0.5))})
+    page = read(replace(whole, bundle=replace(whole.bundle, head=head)))
+    for words in (
+        "70 files are byte-for-byte copies",
+        "and 69 more",
+        "press-1",
+        "12.5",
+        "7 new images, 2 labels changed",
+    ):
+        assert words in page.words
+    assert "AUROC of 0.875" in page.words
