@@ -11,7 +11,11 @@ from __future__ import annotations
 import ctypes
 
 FEW = 2
-_M_ARENA_MAX = -8
+KEPT_BYTES = 256 << 20
+LARGEST_KEPT_BYTES = 32 << 20
+"""glibc takes no more."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
 
 
@@ -21,8 +25,24 @@ def few_arenas(most: int = FEW) -> bool:
     Returns:
         Whether the C library took it; one that is not glibc has nothing to be told.
     """
+    return _told({_M_ARENA_MAX: most})
+
+
+def keep_freed() -> bool:
+    """Have this process keep what it frees, up to `KEPT_BYTES`, for what it allocates next.
+
+    Otherwise each array above 128 KiB or so is taken from the system and given back, and the system clears its pages
+    each time: a tenth of the processor time of a network's run on small images.
+
+    Returns:
+        Whether the C library took it.
+    """
+    return _told({_M_MMAP_THRESHOLD: LARGEST_KEPT_BYTES, _M_TRIM_THRESHOLD: KEPT_BYTES})
+
+
+def _told(options: dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function, or no such library
         return False
-    return bool(mallopt(_M_ARENA_MAX, most))
+    return all(bool(mallopt(option, value)) for option, value in options.items())

@@ -49,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:{DROPPED_SOCKET}:ResourceWarning"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def features_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests featurize through the command line is not left in the user's cache, nor found there."""
+    os.environ["FRAMEGATE_FEATURES"] = str(tmp_path_factory.mktemp("features"))
+
+
 @pytest.fixture
 def unique() -> str:
     """Letters that no other test has: for the names of topics and groups on a shared broker."""

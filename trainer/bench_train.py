@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.arenas import keep_freed
 from engine.backbone import build_training_graph
 from engine.backend_onnx import OnnxGraph
 from engine.errors import WorkError
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from trainer.sources import Source
 
 PHOTO_PX = (500, 400)
-_PHOTOS = 96
 FEW_IMAGES = 1000
 _FIT_IMAGES = (1000, 2000, 4000)
 _ON_THE_COMMAND_LINE = 4
@@ -57,6 +57,7 @@ class Plan:
     Attributes:
         rounds: laps from zip to features, and of the bare engine.
         lap_images: images of one lap.
+        photos: that are drawn for laps and fits.
         fit_images: numbers of images that are fitted on.
         images: numbers of images that peak memory is measured at.
         side_px: of the images for peak memory.
@@ -64,6 +65,7 @@ class Plan:
 
     rounds: int = 9
     lap_images: int = 48
+    photos: int = 96
     fit_images: tuple[int, ...] = _FIT_IMAGES
     images: tuple[int, ...] = (FEW_IMAGES, 25_000)
     side_px: int = 96
@@ -75,12 +77,13 @@ def bench_train(plan: Plan, show: Callable[[str, int, int], None]) -> dict[str, 
     Raises:
         WorkError: a training for the peak's sake failed, or the disk has no room.
     """
+    keep_freed()  # as a training does
     spec = FeaturizerSpec(embedding=True)
     image = replace(ladder(PHOTO_PX, Region()).base, jpeg="scaled")
     with tempfile.TemporaryDirectory(prefix="framegate-bench-") as name:
         folder = Path(name)
         photos = folder / "photos.zip"
-        write_zip(photos, _PHOTOS, PHOTO_PX)
+        write_zip(photos, plan.photos, PHOTO_PX)
         with open_source(photos) as source:
             speed = _speed(source, image, spec, folder, plan, show)
             with FeatureCache(folder / "fit") as cache:

@@ -44,10 +44,11 @@ def train(rounds: int, images: int, side: int, *, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        click.echo("\n".join(_lines(result)))
+        click.echo("\n".join(lines(result)))
 
 
-def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result of `bench_train` for people."""
     width, height = result["input_px"]
     yield f"{result['cpu']}, {result['cores']} cores; photos of 500 x 400, network's input {width} x {height} px"
     yield ""

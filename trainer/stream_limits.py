@@ -55,8 +55,9 @@ def image_noise(image: np.ndarray) -> float:
     From the diagonal detail of 2 x 2 pixels, which no slope has; in blocks, of which the quietest show the least
     texture. JPEG takes more of that detail than of other noise, so this is rather too small, and that is the safe side.
     """
-    green = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2, 1].astype(np.float32)
-    detail = np.abs(green[::2, ::2] - green[1::2, ::2] - green[::2, 1::2] + green[1::2, 1::2]) / 2
+    green = np.asarray(cv2.extractChannel(image, 1))[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+    down = np.subtract(green[::2], green[1::2], dtype=np.int16)  # in whole numbers: exact, and half as much to move
+    detail = np.abs(down[:, ::2] - down[:, 1::2]).astype(np.float32) / 2
     blocks_px = max(1, detail.shape[1] // 8), max(1, detail.shape[0] // 8)
     blocks = cv2.resize(detail, blocks_px, interpolation=cv2.INTER_AREA)
     return float(np.quantile(blocks, QUIET)) * float(np.sqrt(2))

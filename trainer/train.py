@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.arenas import keep_freed
 from engine.backbone import build_serving_graph
 from engine.bundle import Bundle, Classes, Reference, open_bundle, sealed, write_bundle
 from engine.choice import open_for
@@ -147,6 +148,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     """
     start_s = time.perf_counter()
     progress = watch = Stopwatch(progress, time.perf_counter)
+    keep_freed()
     for path in (settings.out, settings.held_out):
         _refuse_existing(path)
     refined = _refined(settings, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tracemalloc
 from hashlib import sha256
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,13 +28,13 @@ SHAPE = RowShape(pooled=7, cells=6, cell_size=4 * FINE + COARSE)
 KEY, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
 
 
-def rows_of(count: int, seed: int = 0) -> list[Row]:
+def rows_of(count: int, seed: int = 0, shape: RowShape = SHAPE) -> list[Row]:
     rng = np.random.default_rng(seed)
     return [
         Row(
             sha256(f"{seed} {number}".encode()).hexdigest(),
-            rng.normal(size=SHAPE.pooled).astype(np.float32),
-            rng.normal(size=(SHAPE.cells, SHAPE.cell_size)).astype(CHANNELS_DTYPE),
+            rng.normal(size=shape.pooled).astype(np.float32),
+            rng.normal(size=(shape.cells, shape.cell_size)).astype(CHANNELS_DTYPE),
             *random_four(rng),
             rng.integers(0, 256, (64, 64), np.uint8),
         )
@@ -239,6 +240,25 @@ def test_a_fit_from_the_disk_is_the_fit_from_memory_to_the_last_bit(tmp_path: Pa
     assert fits[0].bias_ == fits[1].bias_
     assert (fits[0].decision_function(stored) == fits[1].decision_function(array)).all()
     store.close()
+
+
+def test_a_fit_takes_no_more_memory_for_more_images(tmp_path: Path) -> None:
+    shape = RowShape(pooled=1, cells=48, cell_size=SHAPE.cell_size)
+    rows = rows_of(400, shape=shape)
+    store = FeatureStore(tmp_path / KEY, shape)
+    store.append(rows)
+    stored = store.rows("channels", digests(rows) * 20)
+    sizes_bytes, peaks = [], []
+    for count in (2000, 8000):
+        part = take(stored, slice(count))
+        tracemalloc.start()
+        PatchEvidence(FINE, max_iter=1).fit(part, np.arange(count) % 2 == 0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        sizes_bytes.append(2 * part.size)
+    store.close()
+    # What grows is what an image has one number of each of, not its features.
+    assert peaks[1] - peaks[0] < (sizes_bytes[1] - sizes_bytes[0]) / 4
 
 
 def test_shards_that_vanish_while_they_are_used_are_one_clear_error(tmp_path: Path) -> None:
