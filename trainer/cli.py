@@ -240,7 +240,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     )
     first, *others = summary["operating_point"]["words"]
     click.echo(f"proves   {first}")
-    for words in others:
+    for words in (*others, *_worst_group(held["by"].get("group", {}))):
         click.echo(f"         {words}")
     if "refined" in summary:
         _print_refined(summary["refined"])
@@ -269,6 +269,18 @@ def _print_decides(summary: dict[str, Any]) -> None:
     click.echo(f"decides  {band}, {why}")
     if point["stations"]:
         click.echo(f"         {len(point['stations'])} stations have their own: {', '.join(point['stations'])}")
+
+
+def _worst_group(groups: dict[str, dict[str, Any]]) -> list[str]:
+    """Of the held-out groups the one most of whose defects passed."""
+    known = {name: metrics for name, metrics in groups.items() if metrics["defects"]}
+    if not known:
+        return []
+    name = max(known, key=lambda each: (known[each]["escape_rate"], known[each]["escape_rate_interval"][1]))
+    low, high = known[name]["escape_rate_interval"]
+    passed = known[name]["confusion"]["defect"]["pass"]
+    words = f"the worst of them, {name}: of {known[name]['defects']} defects {passed or 'none'} passed"
+    return [f"{words}, {100 * low:.1f} to {100 * high:.1f} % of its defects at 95 % confidence"]
 
 
 def _ranked(metrics: dict[str, Any]) -> str:
