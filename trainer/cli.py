@@ -244,6 +244,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         click.echo(f"         {words}")
     if "refined" in summary:
         _print_refined(summary["refined"])
+    click.echo(f"curve    {summary['learning_curve']['says']}")
     for check, state in summary["camera_checks"].items():
         click.echo(f"camera   {check} check {state}")
     for note in summary["notes"]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.errors import FrameError
 from engine.image_header import read_header
 from engine.specs import ImageSpec, Region, nearest_side
+from trainer import near_duplicates
 from trainer.copies import without_copies
 from trainer.errors import LabelError, MemberError
 from trainer.features import FeatureSet, extract
 from trainer.labels import MINIMUM_PER_CLASS
+from trainer.sketches import Sketcher
 from trainer.split import group_ids
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Dataset:
         notes: what the user must hear.
         cache: where features are kept, open as long as this is used.
         copies: files with the bytes of others, which are no samples.
+        near_duplicates: what was found, see `near_duplicates.summary`; empty where groups were given.
     """
 
     source: Source
@@ -51,6 +54,7 @@ class Dataset:
     notes: tuple[str, ...]
     cache: FeatureCache
     copies: Copies
+    near_duplicates: dict[str, Any]
 
     def extract(
         self,
@@ -87,16 +91,17 @@ def open_dataset(
     samples = tuple(everything[i] for i in copies.kept)
     defect = np.array([sample.is_defect for sample in samples], bool)
     _refuse_too_few(defect, labelling, skipped)
-    groups = group_ids([sample.group for sample in samples], features.sha256)
+    groups, found = _groups(samples, features, defect)
     return Dataset(
         source,
         samples,
         defect,
         groups,
         (*labelling.skipped, *skipped),
-        (*source.notes, *labelling.notes, *copies.notes),
+        (*source.notes, *labelling.notes, *copies.notes, *found.get("notes", [])),
         cache,
         copies,
+        found,
     ), features
 
 
@@ -136,6 +141,17 @@ def _extract(
         progress(done, len(names))
 
     return extract(names, source.read, image, featurizer, turn=turn, progress=advance, cache=cache)
+
+
+def _groups(samples: Sequence[Sample], features: FeatureSet, defect: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """(n,) what stays together: by the groups that were given or, where there are none, by what looks the same."""
+    given = [sample.group for sample in samples]
+    if any(given):
+        return group_ids(given, features.sha256), {}
+    sketches = Sketcher.of(features.channels).sketch(features.channels)
+    found = near_duplicates.find(sketches, defect)
+    told = near_duplicates.summary(found, [sample.name for sample in samples], defect)
+    return group_ids([str(cluster) for cluster in found.clusters], features.sha256), told
 
 
 def _refuse_too_few(defect: np.ndarray, labelling: Labelling, skipped: Sequence[tuple[str, str]]) -> None:

@@ -30,6 +30,7 @@ from trainer.evaluate import calibration_metrics, evaluate
 from trainer.feature_store import LIMIT_GIB, FeatureCache
 from trainer.label_csv import DEFAULT_COLUMNS
 from trainer.labels import label_source
+from trainer.learning_curve import learning_curve
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.operating_point import Costs, at_rate, from_costs, shift_to_rate
 from trainer.progress import Step, Stopwatch
@@ -190,6 +191,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "notes": [*data.notes, *accepted.notes],
         "features": {"found": cache.found, "computed": cache.computed},
         "duplicates": data.copies.to_json(),
+        "near_duplicates": data.near_duplicates,
         "steps_s": {name: round(lasted_s, 3) for name, lasted_s in watch.seconds().items()},
         "seconds": round(time.perf_counter() - start_s, 3),
     }
@@ -214,6 +216,8 @@ def summary(out: Path, bundle: Bundle, *, has_report: bool) -> dict[str, Any]:
         "chosen",
         "cross_validated",
         "held_out",
+        "learning_curve",
+        "near_duplicates",
         "operating_point",
         "camera_checks",
         "refined",
@@ -412,6 +416,7 @@ def _fit(
         about={
             **_trained_with(settings, chosen, trained_rate),
             "cross_validated": validated.told,
+            "learning_curve": learning_curve(data, groups, chosen.recipe, seed=settings.seed),
             "camera_checks": told,
         },
         stream=replace(stream, drift=drift_limit(distances, groups[used], folds)),
