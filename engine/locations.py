@@ -15,6 +15,4 @@ def shown(location: str) -> str:
     if "://" not in location:
         return location
     parts = urlsplit(location)
-    return urlunsplit(
-        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", parts.fragment)
-    )
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", ""))

@@ -33,3 +33,13 @@ def has_bfloat16(fields: dict[str, str] | None = None) -> bool:
     fields = cpu_fields() if fields is None else fields
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+_VECTOR_FLAGS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "fp16", "i8mm", "neon", "sse", "ssse", "sve")
+
+
+def vector_features(fields: dict[str, str] | None = None) -> tuple[str, ...]:
+    """The vector instructions it has, sorted: libraries choose their code by them, and with it the order of a sum."""
+    fields = cpu_fields() if fields is None else fields
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return tuple(sorted(flag for flag in flags if flag.startswith(_VECTOR_FLAGS)))

@@ -37,9 +37,8 @@ _AMAZON = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and AWS_ENDPOINT_URL for another store than "
     "Amazon's"
 )
-_WEB = "expected a URL that needs no login, or a signed one"
-_KEYS = {"azure": _AZURE, "s3": _AMAZON, "http": _WEB, "https": _WEB}
-"""Extra or scheme -> where its package finds the keys."""
+_KEYS = {"azure": _AZURE, "s3": _AMAZON}
+"""Extra -> where its package finds the keys."""
 
 _SECRETS = re.compile(
     r"(?<=\?)[^\s'\")]+"  # a URL's query, which may be a signature
@@ -136,8 +135,7 @@ def empty(url: str, wanted: Wanted) -> InputError:
 
 def denied(url: str, wanted: Wanted, code: str) -> FramegateError:
     """The store does not let us: no key, a wrong one, or one without the right to read."""
-    scheme = urlsplit(url).scheme.lower()
-    keys = _KEYS.get(EXTRAS.get(scheme, scheme), "give its package a key that may read")
+    keys = _KEYS.get(EXTRAS.get(urlsplit(url).scheme.lower(), ""), "give its package a key that may read")
     return wanted.denied(f"{wanted.noun} {shown(url)} may not be read: the store refuses ({code}); {keys}")
 
 

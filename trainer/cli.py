@@ -105,6 +105,17 @@ Examples:
 @click.option(
     "--report/--no-report", default=True, help="Write the acceptance report into the bundle, as report/index.html."
 )
+@click.option(
+    "--on", default="here", type=click.Choice(["here", "spark"]), help="Featurize on this machine or on Apache Spark."
+)
+@click.option("--master", help="With --on spark: the cluster, for example spark://host:7077.")
+@click.option(
+    "--spark-folder",
+    help="With --on spark: path or URL that this machine and all executors see.  [default: beside --out]",
+)
+@click.option(
+    "--spark-conf", multiple=True, metavar="NAME=VALUE", help="With --on spark: a setting of Spark; repeatable."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes, on this machine or at a URL.
@@ -116,6 +127,7 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
     from trainer.escapes import Bound  # noqa: PLC0415 - `--help` must not wait for scikit-learn
     from trainer.label_csv import Columns  # noqa: PLC0415
     from trainer.operating_point import Costs  # noqa: PLC0415
+    from trainer.spark_settings import SparkSettings  # noqa: PLC0415
     from trainer.train import TrainSettings  # noqa: PLC0415
     from trainer.train import train as run_training  # noqa: PLC0415
 
@@ -145,6 +157,15 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         features=options["features"],
         features_limit_gib=options["features_limit"],
         report=options["report"],
+        spark=SparkSettings.parse(
+            options["on"],
+            options["master"],
+            options["spark_folder"],
+            options["spark_conf"],
+            source=source,
+            out=out,
+            refine=options["refine"],
+        ),
     )
     with progress_bar(stays=True) as show:
 

@@ -31,3 +31,7 @@ class UnprovedError(WorkError):
 
 class ChanceError(WorkError):
     """The model ranks held-out images no better than chance, and there were enough to tell: nothing worth writing."""
+
+
+class SparkError(WorkError):
+    """The cluster cannot be reached, its executors are not like this machine, or a job on it failed."""

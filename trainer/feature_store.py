@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
+    from trainer.elsewhere import Elsewhere
     from trainer.featurize import Row
     from trainer.shards import RowShape
 
@@ -47,6 +48,7 @@ class FeatureCache:
 
     Attributes:
         found, computed: images whose features were there already, and those that were computed, over all featurizers.
+        elsewhere: who computes what is not there; None: this process.
     """
 
     def __init__(self, root: Path | None = None, limit_gib: float = LIMIT_GIB) -> None:
@@ -58,6 +60,7 @@ class FeatureCache:
         self._root = root
         self._open: dict[str, FeatureStore] = {}
         self.found = self.computed = 0
+        self.elsewhere: Elsewhere | None = None
 
     def __enter__(self) -> Self:
         """Hand over itself."""

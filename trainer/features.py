@@ -16,7 +16,7 @@ from trainer.shards import RowShape
 from trainer.stored_rows import Rows, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
 
     from engine.featurizer import FeaturizerSpec
@@ -99,6 +99,8 @@ def extract(
 ) -> FeatureSet:
     """Read, decode and featurize; what is in the cache already is only read, not decoded.
 
+    Where the cache is filled from elsewhere, images are neither read nor computed here.
+
     Args:
         names: of the samples.
         read: gives the encoded bytes of one.
@@ -116,7 +118,10 @@ def extract(
             return extract(names, read, image, featurizer, turn=turn, progress=progress, cache=own).in_memory()
     with Featurizer(image, featurizer, turn) as running:
         extraction = Extraction(running, cache.open(running.digest(), shape_of(image, featurizer)))
-        features = extraction.run(names, read, progress)
+        if cache.elsewhere is None:
+            features = extraction.run(names, read, progress)
+        else:
+            features = extraction.take_in(names, cache.elsewhere.rows(names, image, featurizer, turn), progress)
     cache.computed += extraction.computed
     cache.found += len(features.kept) - extraction.computed
     return features
@@ -171,6 +176,27 @@ class Extraction:
                 else:
                     kept.append(index)
                     digests.append(of_names[index])
+                progress(1)
+            self._write(writer)
+            self._wait()
+        return self._gathered(kept, digests, skipped)
+
+    def take_in(self, names: Sequence[str], rows: Iterable[Row | str], progress: Callable[[int], None]) -> FeatureSet:
+        """The same from rows, or reasons, that others computed, one for each name in its order."""
+        self._store.refuse_without_room(max(0, len(names) - len(self._store)))
+        digests: list[str] = []
+        kept: list[int] = []
+        skipped: list[tuple[str, str]] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="features") as writer:
+            for index, row in enumerate(rows):
+                if isinstance(row, str):
+                    skipped.append((names[index], row))
+                else:
+                    if row.sha256 not in self._store and row.sha256 not in self._begun:
+                        self._begun.add(row.sha256)
+                        self._take(row.sha256, row, writer)
+                    kept.append(index)
+                    digests.append(row.sha256)
                 progress(1)
             self._write(writer)
             self._wait()

@@ -25,6 +25,7 @@ from trainer import training_set
 from trainer.acceptance import HeldOut, accept, refuse_chance
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
+from trainer.elsewhere import featurizing
 from trainer.escapes import Bound
 from trainer.evaluate import calibration_metrics, evaluate
 from trainer.feature_store import LIMIT_GIB, FeatureCache
@@ -39,6 +40,7 @@ from trainer.report.gather import Run, gather, look
 from trainer.samples import write_samples
 from trainer.selection import FOLDS, Request, choose
 from trainer.sources import open_source
+from trainer.spark_reading import LIMITS
 from trainer.split import grouped_folds
 from trainer.stored_rows import take
 from trainer.stream_limits import drift_limit, stream_limits
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from trainer.refine import Refined
     from trainer.selection import Chosen
     from trainer.sources import Source
+    from trainer.spark_settings import SparkSettings
 
 BATCH = 32
 """Held-out images that are judged together."""
@@ -87,6 +90,7 @@ class TrainSettings:
         features: folder that features are kept in, and looked up in; None: one that is deleted in the end.
         features_limit_gib: of that folder; what was used longest ago is deleted first, what is in use never.
         report: whether the bundle gets its acceptance report.
+        spark: the cluster that featurizes; None featurizes here.
     """
 
     source: str | None
@@ -114,6 +118,7 @@ class TrainSettings:
     features: Path | None = None
     features_limit_gib: float = LIMIT_GIB
     report: bool = True
+    spark: SparkSettings | None = None
 
     def told(self) -> dict[str, str]:
         """The options that were given, for the report; the source and where the bundle lies are told by themselves."""
@@ -157,8 +162,10 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     cache = FeatureCache(settings.features, settings.features_limit_gib)
     with refined.source if refined else _source(settings, progress) as source, cache:
         labelling = refined.labelling if refined else _labelling(settings, source)
-        source.fetch([sample.name for sample in labelling.samples], progress)
-        chosen = choose(source, labelling, settings.request(given), progress, cache)
+        if settings.spark is None:
+            source.fetch([sample.name for sample in labelling.samples], progress)
+        with featurizing(source, settings.spark, progress) as cache.elsewhere:
+            chosen = choose(source, labelling, settings.request(given), progress, cache)
         data, used, held = chosen.data, chosen.used, chosen.held
         classes = Classes(labelling.pass_class, labelling.fail_class)
         bundle, validated = _fit(chosen, classes, settings, given, progress)
@@ -204,6 +211,8 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         report |= report_files(gather(sealed(whole), run, seen, settings.told()))
     progress(Step("write"))
     written = write_bundle(settings.out, whole, report)
+    if cache.elsewhere is not None:
+        cache.elsewhere.forget()
     return written, summary(settings.out, written, has_report=seen is not None)
 
 
@@ -313,7 +322,7 @@ def _source(settings: TrainSettings, progress: Callable[[Step], None]) -> Source
     if settings.source is None:
         msg = "no source was given: expected a zip or a folder of images, or --refine BUNDLE --reviews FILE"
         raise InputError(msg)
-    return open_source(settings.source, tell=progress)
+    return open_source(settings.source, None if settings.spark is None else LIMITS, progress)
 
 
 def _labelling(settings: TrainSettings, source: Source) -> Labelling:

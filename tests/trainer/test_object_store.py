@@ -16,7 +16,6 @@ import engine.remote_http
 import trainer.object_store
 import trainer.spool
 from engine.errors import FramegateError, RemoteError
-from engine.remote_words import Stamp
 from tests.object_stores import Way
 from tests.web import Web
 from trainer.archives import MIB, Limits
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from engine.remote_words import Listing
     from tests.object_stores import ObjectStore
     from trainer.progress import Step
 
@@ -291,28 +289,6 @@ def test_what_a_web_server_says_is_told_in_one_line(monkeypatch: pytest.MonkeyPa
         assert "cannot be fetched: ChunkedEncodingError" in str(refusal(web.url))
 
 
-class Fake:
-    """A store whose zip is another one after it was fetched."""
-
-    def __init__(self, marks: list[str]) -> None:
-        self._marks = marks
-        self._content = packed(images(1, 10))
-
-    def look(self, url: str) -> Listing:  # noqa: ARG002 - one URL
-        return {"": Stamp(len(self._content), self._marks.pop(0))}
-
-    def read(self, url: str, name: str, stamp: Stamp) -> Iterator[bytes]:  # noqa: ARG002 - the same
-        yield self._content
-
-
-def test_a_zip_that_was_replaced_on_the_way_is_one_error(monkeypatch: pytest.MonkeyPatch, spool_folder: Path) -> None:
-    monkeypatch.setattr(trainer.object_store, "open_store", lambda *_: Fake(["one", "two"]))
-    assert "changed or broke off on the way" in str(refusal("x://y/train.zip"))
-    monkeypatch.setattr(trainer.object_store, "open_store", lambda *_: Fake(["one", "one"]))
-    assert len(read_all("x://y/train.zip")) == 2
-    assert list(spool_folder.iterdir()) == []
-
-
 # ------------------------------------------------------------------ what is hostile, or too much
 
 
@@ -329,11 +305,6 @@ def test_names_that_lead_outside_are_refused(s3: ObjectStore, unique: str, name:
     url = s3.put(unique, {"good/1.jpg": b"x", name: b"x"})
     with pytest.raises(SourceError, match=r"points outside .* rename it in the store"):
         open_source(url)
-
-
-def test_names_that_only_make_a_folder_are_no_files(s3: ObjectStore, unique: str) -> None:
-    url = s3.put(unique, {"good/": b"", "good/1.jpg": b"x", "fail/": b"", "fail/2.jpg": b"y"})
-    assert read_all(url) == {"good/1.jpg": b"x", "fail/2.jpg": b"y"}
 
 
 def test_two_spellings_of_one_path_are_refused(s3: ObjectStore, unique: str) -> None:
