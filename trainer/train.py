@@ -116,7 +116,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     """
     start_s = time.perf_counter()
     for path in (settings.out, settings.held_out):
-        _refuse_existing(path)
+        refuse_existing(path)
     refined = _refined(settings)
     given = refined.bundle if refined else _given_featurizer(settings)
     with refined.source if refined else _source(settings) as source:
@@ -132,7 +132,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         if settings.held_out is not None:
             write_samples(settings.held_out, [data.samples[i] for i in held], source.read)
     _refuse_other_answers(answers.pooled, chosen, given)
-    metrics = evaluate(answers.predictions, data.defect[held], _breakdowns([data.samples[i] for i in held], labelling))
+    metrics = evaluate(answers.predictions, data.defect[held], breakdowns([data.samples[i] for i in held], labelling))
     about = {
         **bundle.about,
         **before,
@@ -155,11 +155,13 @@ def summary(out: Path, bundle: Bundle) -> dict[str, Any]:
     """What the command prints of a trained bundle."""
     point = bundle.head.operating_point
     told = (
+        "mode",
         "classes",
         "images",
         "chosen",
         "cross_validated",
         "held_out",
+        "false_rejects",
         "camera_checks",
         "refined",
         "skipped",
@@ -190,7 +192,7 @@ class _Answers:
     pooled: np.ndarray
 
 
-def _refuse_existing(path: Path | None) -> None:
+def refuse_existing(path: Path | None) -> None:
     """Before minutes of work, not after."""
     if path is not None and path.exists():
         msg = f"{path} exists already: expected a new path, nothing is written over; give another"
@@ -236,7 +238,7 @@ def _before(refined: Refined, chosen: Chosen, labelling: Labelling, source: Sour
     samples = [chosen.data.samples[i] for i in chosen.held]
     with Scorer(refined.bundle, open_for(refined.bundle, "onnxruntime")) as scorer:
         answers = _answers(scorer, source, [sample.name for sample in samples])
-    earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], _breakdowns(samples, labelling))
+    earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], breakdowns(samples, labelling))
     return {"refined": {**refined.told, "before": earlier}, "review_folders": dict(refined.folders)}
 
 
@@ -296,7 +298,8 @@ def _fit(
     head = Head(
         name="default",
         featurizer=hashlib.sha256(graph).hexdigest(),
-        evidence_weights=fitted.evidence_weights,
+        # A featurizer of good parts has their distance as its last channel, which two classes do without.
+        evidence_weights=np.pad(fitted.evidence_weights, (0, chosen.featurizer.distance)),
         evidence_bias=fitted.evidence_bias,
         pooled_weights=fitted.pooled_weights,
         pooled_bias=fitted.pooled_bias,
@@ -327,9 +330,15 @@ def _fit(
     )
 
 
-def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
+def package_versions() -> dict[str, str]:
+    """Of what a bundle's numbers depend on."""
     packages = ("framegate", "numpy", "scikit-learn", "scipy", "onnx", "onnxruntime", "opencv-python-headless")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
     return {
+        "mode": "two-class",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": settings.seed,
         "costs": asdict(settings.costs),
@@ -337,7 +346,7 @@ def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) 
         "defect_rate_given": settings.defect_rate is not None,
         "chosen": chosen.told,
         "featurized_with": chosen.extracted.to_json(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": package_versions(),
         "weights": {"package": chosen.featurizer.network.package, "sha256": chosen.featurizer.network.sha256},
     }
 
@@ -364,7 +373,7 @@ def _reference(answers: _Answers, defect: np.ndarray) -> Reference:
     return Reference(answers.images[rows], answers.pooled[rows], answers.evidence[rows], probabilities)
 
 
-def _breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, list[str]]:
+def breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, list[str]]:
     """By group where groups were given, and by every further column of the groups file that is short enough."""
     columns: dict[str, list[str]] = {}
     if any(sample.group for sample in labelling.samples):
