@@ -150,7 +150,9 @@ def _without_copies(samples: Sequence[Sample], sha256: Sequence[str]) -> tuple[n
 
 
 def _refuse_too_few(defect: np.ndarray, labelling: Labelling, skipped: Sequence[tuple[str, str]]) -> None:
-    counts = {labelling.pass_class: int((~defect).sum()), labelling.fail_class: int(defect.sum())}
+    counts = {labelling.pass_class: int((~defect).sum())}
+    if not labelling.good_only:
+        counts[labelling.fail_class] = int(defect.sum())
     for name, count in counts.items():
         if count < MINIMUM_PER_CLASS:
             first = f"; first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""

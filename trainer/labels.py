@@ -29,6 +29,9 @@ MINIMUM_PER_CLASS = 10
 
 CLASSES = 2
 
+GOOD, NO_DEFECTS = "good", "defect"
+"""Names of the two classes where the images name neither, or only the good parts."""
+
 How = Literal["folders", "names", "csv", "reviews"]
 
 # fmt: off
@@ -86,6 +89,7 @@ class Labelling:
         skipped: (name, reason) of files that belong to neither class.
         how: where the labels come from.
         notes: what the user should hear, guesses above all.
+        good_only: the fail class may have few images or none.
     """
 
     samples: tuple[Sample, ...]
@@ -94,6 +98,7 @@ class Labelling:
     skipped: tuple[tuple[str, str], ...]
     how: How
     notes: tuple[str, ...] = ()
+    good_only: bool = False
 
 
 def label_source(
@@ -102,6 +107,7 @@ def label_source(
     fail_class: str | None = None,
     groups_file: Path | None = None,
     minimum_per_class: int = MINIMUM_PER_CLASS,
+    good_only: bool = False,
 ) -> Labelling:
     """Label a source's images: by `groups_file`, else by a `groups.csv` inside the source, else by their names.
 
@@ -116,7 +122,9 @@ def label_source(
         if text is not None:
             notes = (f"the {GROUPS_FILE} inside the source is used; --groups FILE takes another",)
     names = [item.name for item in source.items()]
-    labelling = label_items(names, fail_class=fail_class, groups_csv=text, minimum_per_class=minimum_per_class)
+    labelling = label_items(
+        names, fail_class=fail_class, groups_csv=text, minimum_per_class=minimum_per_class, good_only=good_only
+    )
     return replace(labelling, notes=notes + labelling.notes)
 
 
@@ -141,6 +149,7 @@ def label_items(
     fail_class: str | None = None,
     groups_csv: str | None = None,
     minimum_per_class: int = MINIMUM_PER_CLASS,
+    good_only: bool = False,
 ) -> Labelling:
     """Find the two classes and give every image its own.
 
@@ -154,6 +163,7 @@ def label_items(
             and a note says so.
         groups_csv: text of the CSV file.
         minimum_per_class: how few images of one class are refused.
+        good_only: one class is enough, that of the good parts; there may be any number of defects.
 
     Raises:
         LabelError: not exactly two classes, too few images of one, or a CSV file that does not fit the images.
@@ -163,17 +173,24 @@ def label_items(
     if groups_csv is not None:
         rows, notes = _match_rows(names, groups_csv)
         found = _labels_of_rows(names, rows, found, notes)
+    if good_only:
+        found = _one_class(names, found, fail_class)
     labels, classes = _merge_spellings(found.labels)
+    if good_only and len(classes) == 1:
+        (own,) = classes
+        classes[fail_class or NO_DEFECTS] = 0
+        fail_class = fail_class or NO_DEFECTS
+        _refuse_defects_alone(own)
     _refuse_classes(classes, found.how, names)
     pass_class, failing, guess = _which_fails(sorted(classes), fail_class, is_certain=found.is_certain)
-    _refuse_few(classes, minimum_per_class)
+    _refuse_few({pass_class: classes[pass_class]} if good_only else classes, minimum_per_class)
     samples = tuple(
         Sample(name, labels[name], labels[name] == failing, **_from_row(rows.get(name)))
         for name in names
         if name in labels
     )
     skipped = tuple((name, found.skipped[name]) for name in names if name in found.skipped)
-    return Labelling(samples, pass_class, failing, skipped, found.how, (*found.notes, *guess))
+    return Labelling(samples, pass_class, failing, skipped, found.how, (*found.notes, *guess), good_only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +213,31 @@ class _Row:
     label: str
     group: str | None
     extra: Mapping[str, str]
+
+
+def _one_class(names: Sequence[str], found: _Found, fail_class: str | None) -> _Found:
+    """What is found where only good parts may be there: no defect without a word, a CSV file or the user that says so.
+
+    `lot1/` and `lot2/`, `cam1_001.jpg` and `cam2_001.jpg` are then lots and cameras, not classes.
+    """
+    classes = {label.casefold() for label in found.labels.values()}
+    if found.how == "csv":
+        return replace(found, is_certain=False)
+    is_said = fail_class is not None and len(classes) > 1
+    if is_said or any(_meaning(label) for label in classes):
+        return found
+    parents = {PurePosixPath(name).parent.name for name in names}
+    own = parents.pop() if len(parents) == 1 else ""
+    note = "no name says defect: all images are taken as good parts; if those of one class are not, give --fail-class"
+    notes = (*found.notes, note) if len(classes) > 1 else found.notes
+    return _Found(dict.fromkeys(names, own or GOOD), {}, found.how, notes)
+
+
+def _refuse_defects_alone(label: str) -> None:
+    """A single class must not be that of the defects."""
+    if _meaning(label) == "fail":
+        msg = f"the only class is {label!r}, which says defect: expected good parts, for example in a folder good/"
+        raise LabelError(msg)
 
 
 def _from_row(row: _Row | None) -> dict[str, Any]:
@@ -293,7 +335,7 @@ def _refuse_classes(classes: Counter[str], how: str, names: Sequence[str]) -> No
     if not classes:
         msg = f"no class can be told from the {len(names)} file names, such as {_some(names)}"
     elif len(classes) == 1:
-        msg = f"only one class: {got}"
+        msg = f"only one class: {got}; where the line has seen no defect yet, train on good parts with --mode good-only"
     else:
         msg = f"{len(classes)} classes from {how}: {got}"
     msg += (
@@ -302,7 +344,7 @@ def _refuse_classes(classes: Counter[str], how: str, names: Sequence[str]) -> No
     raise LabelError(msg)
 
 
-def _refuse_few(classes: Counter[str], minimum: int) -> None:
+def _refuse_few(classes: Mapping[str, int], minimum: int) -> None:
     """Enough images of each class."""
     few = {label: minimum - count for label, count in classes.items() if count < minimum}
     if few:
@@ -311,7 +353,7 @@ def _refuse_few(classes: Counter[str], minimum: int) -> None:
         raise LabelError(msg)
 
 
-def _counts(classes: Counter[str]) -> str:
+def _counts(classes: Mapping[str, int]) -> str:
     """The classes with their numbers of images, at most ten of them."""
     listed = [f"{show(label)} ({count} image{'' if count == 1 else 's'})" for label, count in sorted(classes.items())]
     return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")  # noqa: PLR2004 - both say ten
