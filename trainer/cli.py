@@ -11,13 +11,15 @@ from engine.command import VERB, print_json
 from engine.errors import InputError
 from engine.progress import progress_bar
 from engine.specs import Region
+from trainer.cli_good_only import print_good_only, refuse_good_only_options
 
 if TYPE_CHECKING:
     from trainer.progress import Step
 
 _TRAIN_EXAMPLE = """\b
-Example:
+Examples:
   framegate train parts.zip --out bundles/parts-1 --size 320x224 --roi 0.2,0.1,0.8,0.9
+  framegate train good.zip --out bundles/new-line --mode good-only
 """
 
 
@@ -64,10 +66,24 @@ Example:
 @click.option("--cost-escape", default=5.0, help="What a defect that passes costs, in any unit.")
 @click.option("--cost-false-reject", default=1.0, help="What a good part that fails costs, in the same unit.")
 @click.option("--cost-review", default=0.5, help="What an inspector's look costs; 0 for no review band.")
+@click.option(
+    "--mode",
+    default="two-class",
+    type=click.Choice(["two-class", "good-only"]),
+    show_default=True,
+    help="good-only trains on good parts alone, for a line that has seen no defect yet.",
+)
+@click.option(
+    "--max-false-reject",
+    type=float,
+    help="With --mode good-only: at most this share of good parts fails, as an upper bound at --confidence.  [default: "
+    "0.01, or as near as the images can show]",
+)
+@click.option("--confidence", default=0.95, show_default=True, help="Of that bound.")
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
-    """Train a bundle from SOURCE: a zip or a folder of two classes.
+    """Train a bundle from SOURCE: a zip or a folder of two classes, or of good parts alone with --mode good-only.
 
     Classes come from folders (good/, fail/) or from names (cat.12.jpg, dog.7.jpg).
     """
@@ -101,11 +117,19 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         def tell(step: Step) -> None:
             show(step.name, step.done, step.total)
 
-        _, summary = run_training(settings, tell)
+        if options["mode"] == "good-only":
+            from trainer.false_rejects import FalseRejects  # noqa: PLC0415
+            from trainer.good_only import train_good_only  # noqa: PLC0415
+
+            asked = FalseRejects(options["max_false_reject"], options["confidence"])
+            _, summary = train_good_only(settings, asked, tell)
+        else:
+            refuse_good_only_options(options)
+            _, summary = run_training(settings, tell)
     if as_json:
         print_json(summary)
     else:
-        _print_summary(summary)
+        (print_good_only if options["mode"] == "good-only" else _print_summary)(summary)
 
 
 @click.group(context_settings=VERB)
