@@ -13,6 +13,7 @@ from engine.errors import InputError
 from engine.plan_cache import default_folder
 from engine.progress import progress_bar
 from engine.specs import Region
+from trainer.cli_good_only import print_good_only, refuse_good_only_options
 
 if TYPE_CHECKING:
     from trainer.progress import Step
@@ -21,6 +22,7 @@ _TRAIN_EXAMPLE = """\b
 Examples:
   framegate train parts.zip --out bundles/parts-1 --size 320x224 --roi 0.2,0.1,0.8,0.9
   framegate train az://images/train.zip --out bundles/pets-1 --fail-class dog
+  framegate train good.zip --out bundles/new-line --mode good-only
 """
 
 
@@ -88,6 +90,19 @@ Examples:
     is_flag=True,
     help="Write a bundle, at the point from costs, also where there are too few defects to prove --max-escape-rate.",
 )
+@click.option(
+    "--mode",
+    default="two-class",
+    type=click.Choice(["two-class", "good-only"]),
+    show_default=True,
+    help="good-only trains on good parts alone, for a line that has seen no defect yet.",
+)
+@click.option(
+    "--max-false-reject",
+    type=float,
+    help="With --mode good-only: at most this share of good parts fails, as an upper bound at --confidence.  [default: "
+    "0.01, or as near as the images can show]",
+)
 @click.option("--held-out", type=click.Path(path_type=Path), help="New folder to copy the held-out images to.")
 @click.option(
     "--features",
@@ -118,7 +133,9 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
-    """Train a bundle from SOURCE: a zip or a folder of two classes, on this machine or at a URL.
+    """Train a bundle from SOURCE: a zip or a folder of two classes, or of good parts alone with --mode good-only.
+
+    SOURCE lies on this machine or at a URL.
 
     Classes come from folders (good/, fail/), from names (cat.12.jpg, dog.7.jpg) or from the CSV file of --groups. URLs
     are https:// of a zip, and az://, s3://, gs:// and others of a zip or of loose images; keys come from the usual
@@ -172,11 +189,19 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         def tell(step: Step) -> None:
             show(step.name, step.done, step.total)
 
-        _, summary = run_training(settings, tell)
+        if options["mode"] == "good-only":
+            from trainer.false_rejects import FalseRejects  # noqa: PLC0415
+            from trainer.good_only import train_good_only  # noqa: PLC0415
+
+            asked = FalseRejects(options["max_false_reject"], options["confidence"])
+            _, summary = train_good_only(settings, asked, tell)
+        else:
+            refuse_good_only_options(options)
+            _, summary = run_training(settings, tell)
     if as_json:
         print_json(summary)
     else:
-        _print_summary(summary)
+        (print_good_only if options["mode"] == "good-only" else _print_summary)(summary)
 
 
 @click.group(context_settings=VERB)

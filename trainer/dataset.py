@@ -155,7 +155,9 @@ def _groups(samples: Sequence[Sample], features: FeatureSet, defect: np.ndarray)
 
 
 def _refuse_too_few(defect: np.ndarray, labelling: Labelling, skipped: Sequence[tuple[str, str]]) -> None:
-    counts = {labelling.pass_class: int((~defect).sum()), labelling.fail_class: int(defect.sum())}
+    counts = {labelling.pass_class: int((~defect).sum())}
+    if not labelling.good_only:
+        counts[labelling.fail_class] = int(defect.sum())
     for name, count in counts.items():
         if count < MINIMUM_PER_CLASS:
             first = f"; first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""

@@ -30,6 +30,9 @@ MINIMUM_PER_CLASS = 10
 
 CLASSES = 2
 
+GOOD, NO_DEFECTS = "good", "defect"
+"""Names of the two classes where the images name neither, or only the good parts."""
+
 How = Literal["folders", "names", "csv", "reviews"]
 
 # fmt: off
@@ -87,6 +90,7 @@ class Labelling:
         skipped: (name, reason) of files that belong to neither class.
         how: where the labels come from.
         notes: what the user should hear, guesses above all.
+        good_only: the fail class may have few images or none.
     """
 
     samples: tuple[Sample, ...]
@@ -95,6 +99,7 @@ class Labelling:
     skipped: tuple[tuple[str, str], ...]
     how: How
     notes: tuple[str, ...] = ()
+    good_only: bool = False
 
 
 def label_source(
@@ -105,6 +110,7 @@ def label_source(
     columns: Columns = DEFAULT_COLUMNS,
     group_pattern: str | None = None,
     minimum_per_class: int = MINIMUM_PER_CLASS,
+    good_only: bool = False,
 ) -> Labelling:
     """Label a source's images: by `groups_file`, else by a `groups.csv` inside the source, else by their names.
 
@@ -115,6 +121,7 @@ def label_source(
         columns: what its columns are called.
         group_pattern: see `trainer.group_pattern`; it takes the place of the groups in a CSV file.
         minimum_per_class: how few images of one class are refused.
+        good_only: see `label_items`.
 
     Raises:
         InputError: the CSV file cannot be read, or `label_items` or `group_by_pattern` refuses.
@@ -129,7 +136,12 @@ def label_source(
     names = [item.name for item in source.items()]
     try:
         labelling = label_items(
-            names, fail_class=fail_class, groups_csv=text, columns=columns, minimum_per_class=minimum_per_class
+            names,
+            fail_class=fail_class,
+            groups_csv=text,
+            columns=columns,
+            minimum_per_class=minimum_per_class,
+            good_only=good_only,
         )
     except LabelError as error:  # what was ignored may well be what is missing
         raise LabelError("; ".join([str(error), *source.notes])) from error
@@ -147,6 +159,7 @@ def label_items(
     groups_csv: str | None = None,
     columns: Columns = DEFAULT_COLUMNS,
     minimum_per_class: int = MINIMUM_PER_CLASS,
+    good_only: bool = False,
 ) -> Labelling:
     """Find the two classes and give every image its own.
 
@@ -161,6 +174,7 @@ def label_items(
         groups_csv: text of the CSV file.
         columns: what its columns are called.
         minimum_per_class: how few images of one class are refused.
+        good_only: one class is enough, that of the good parts; there may be any number of defects.
 
     Raises:
         LabelError: not exactly two classes, too few images of one, or a CSV file that does not fit the images.
@@ -170,17 +184,24 @@ def label_items(
     if groups_csv is not None:
         rows, notes = match_rows(names, groups_csv, columns)
         found = _labels_of_rows(names, rows, found, notes)
+    if good_only:
+        found = _one_class(names, found, fail_class)
     labels, classes = _merge_spellings(found.labels)
+    if good_only and len(classes) == 1:
+        (own,) = classes
+        classes[fail_class or NO_DEFECTS] = 0
+        fail_class = fail_class or NO_DEFECTS
+        _refuse_defects_alone(own)
     _refuse_classes(classes, found.how, names)
     pass_class, failing, guess = _which_fails(sorted(classes), fail_class, is_certain=found.is_certain)
-    _refuse_few(classes, minimum_per_class)
+    _refuse_few({pass_class: classes[pass_class]} if good_only else classes, minimum_per_class)
     samples = tuple(
         Sample(name, labels[name], labels[name] == failing, **_from_row(rows.get(name)))
         for name in names
         if name in labels
     )
     skipped = tuple((name, found.skipped[name]) for name in names if name in found.skipped)
-    return Labelling(samples, pass_class, failing, skipped, found.how, (*found.notes, *guess))
+    return Labelling(samples, pass_class, failing, skipped, found.how, (*found.notes, *guess), good_only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +213,31 @@ class _Found:
     how: How
     notes: tuple[str, ...] = ()
     is_certain: bool = True
+
+
+def _one_class(names: Sequence[str], found: _Found, fail_class: str | None) -> _Found:
+    """What is found where only good parts may be there: no defect without a word, a CSV file or the user that says so.
+
+    `lot1/` and `lot2/`, `cam1_001.jpg` and `cam2_001.jpg` are then lots and cameras, not classes.
+    """
+    classes = {label.casefold() for label in found.labels.values()}
+    if found.how == "csv":
+        return replace(found, is_certain=False)
+    is_said = fail_class is not None and len(classes) > 1
+    if is_said or any(_meaning(label) for label in classes):
+        return found
+    parents = {PurePosixPath(name).parent.name for name in names}
+    own = parents.pop() if len(parents) == 1 else ""
+    note = "no name says defect: all images are taken as good parts; if those of one class are not, give --fail-class"
+    notes = (*found.notes, note) if len(classes) > 1 else found.notes
+    return _Found(dict.fromkeys(names, own or GOOD), {}, found.how, notes)
+
+
+def _refuse_defects_alone(label: str) -> None:
+    """A single class must not be that of the defects."""
+    if _meaning(label) == "fail":
+        msg = f"the only class is {label!r}, which says defect: expected good parts, for example in a folder good/"
+        raise LabelError(msg)
 
 
 def _from_row(row: Row | None) -> dict[str, Any]:
@@ -289,7 +335,7 @@ def _refuse_classes(classes: Counter[str], how: str, names: Sequence[str]) -> No
     if not classes:
         msg = f"no class can be told from the {len(names)} file names, such as {_some(names)}"
     elif len(classes) == 1:
-        msg = f"only one class: {got}"
+        msg = f"only one class: {got}; where the line has seen no defect yet, train on good parts with --mode good-only"
     else:
         msg = f"{len(classes)} classes from {how}: {got}"
     msg += (
@@ -298,7 +344,7 @@ def _refuse_classes(classes: Counter[str], how: str, names: Sequence[str]) -> No
     raise LabelError(msg)
 
 
-def _refuse_few(classes: Counter[str], minimum: int) -> None:
+def _refuse_few(classes: Mapping[str, int], minimum: int) -> None:
     """Enough images of each class."""
     few = {label: minimum - count for label, count in classes.items() if count < minimum}
     if few:
@@ -307,7 +353,7 @@ def _refuse_few(classes: Counter[str], minimum: int) -> None:
         raise LabelError(msg)
 
 
-def _counts(classes: Counter[str]) -> str:
+def _counts(classes: Mapping[str, int]) -> str:
     """The classes with their numbers of images, at most ten of them."""
     listed = [f"{show(label)} ({count} image{'' if count == 1 else 's'})" for label, count in sorted(classes.items())]
     return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")  # noqa: PLR2004 - both say ten

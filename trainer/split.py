@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from trainer.errors import SplitError
 
@@ -81,9 +81,7 @@ def holdout(labels: ArrayLike, groups: ArrayLike, *, share: float = 0.25, seed: 
     Raises:
         SplitError: a class lies in one group, so that one side would not know it, or `share` is out of range.
     """
-    if not 0 < share <= LARGEST_SHARE:
-        msg = f"held-out share {share} is out of range: expected above 0 and at most {LARGEST_SHARE}"
-        raise SplitError(msg)
+    _check_share(share)
     classes, members = _checked(labels, groups)
     most = min(max(round(1 / share), 2), _groups_per_class(classes, members))
     for count in range(most, 1, -1):
@@ -158,6 +156,70 @@ def grouped_folds(labels: ArrayLike, groups: ArrayLike, *, folds: int = 5, seed:
             if len(found) == count:
                 return found
     return _two_folds(classes, members)
+
+
+def good_folds(defect: ArrayLike, groups: ArrayLike, *, folds: int, seed: int) -> list[Pair]:
+    """Folds over good parts alone: every good part is held out once, no group of them is on both sides.
+
+    Args:
+        defect: (n,) bool.
+        groups: (n,) what stays together.
+        folds: wanted, at least 2; fewer where the good parts lie in fewer groups.
+        seed: decides which groups.
+
+    Returns:
+        (train, test) positions of each fold, ascending. The training side is good parts only; the test side is the
+        good parts held out and the defects of their groups. A defect of a group without a good part is in none.
+
+    Raises:
+        SplitError: all good parts lie in one group, or there is none.
+    """
+    is_bad, members = np.asarray(defect, bool), np.unique(np.asarray(groups), return_inverse=True)[1]
+    good = np.flatnonzero(~is_bad)
+    count = min(folds, len(np.unique(members[good])))
+    if count < 2:  # noqa: PLR2004 - one for each side
+        msg = (
+            f"all {len(good)} good parts lie in one group: expected at least two groups, so that parts never trained "
+            "on can be held out; add good parts of another group, or give finer groups"
+        )
+        raise SplitError(msg)
+    is_single = count == len(good) or len(np.unique(members[good])) == len(good)
+    splitter = (KFold if is_single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed % 2**32)
+    same = np.zeros(len(good), np.intp)
+    parts = [held for _, held in splitter.split(same[:, None], same, None if is_single else members[good])]
+    parts = [held for held in parts if len(held)]
+    return [(np.setdiff1d(good, good[held]), np.flatnonzero(np.isin(members, members[good[held]]))) for held in parts]
+
+
+def good_holdout(defect: ArrayLike, groups: ArrayLike, *, share: float = 0.25, seed: int) -> Pair:
+    """Set whole groups aside for the test, with about the given share of the good parts; only good ones are trained on.
+
+    Args:
+        defect: (n,) bool.
+        groups: (n,) what stays together.
+        share: of the good parts in the test, above 0, at most 0.5.
+        seed: decides among equals.
+
+    Returns:
+        (train, test) positions, ascending, disjoint. The test holds all defects but those of groups that are trained
+        on: these are in neither.
+
+    Raises:
+        SplitError: all good parts lie in one group, or `share` is out of range.
+    """
+    _check_share(share)
+    is_bad, members = np.asarray(defect, bool), np.asarray(groups)
+    wanted = share * float((~is_bad).sum())
+    folds = good_folds(is_bad, members, folds=max(round(1 / share), 2), seed=seed)
+    train, _ = min(folds, key=lambda pair: abs(float((~is_bad[pair[1]]).sum()) - wanted))
+    return train, np.flatnonzero(~np.isin(members, members[train]))
+
+
+def _check_share(share: float) -> None:
+    """Refuse a share that leaves nothing to train on, or to test."""
+    if not 0 < share <= LARGEST_SHARE:
+        msg = f"held-out share {share} is out of range: expected above 0 and at most {LARGEST_SHARE}"
+        raise SplitError(msg)
 
 
 def _checked(labels: ArrayLike, groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -156,7 +156,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     progress = watch = Stopwatch(progress, time.perf_counter)
     keep_freed()
     for path in (settings.out, settings.held_out):
-        _refuse_existing(path)
+        refuse_existing(path)
     refined = _refined(settings, progress)
     given = refined.bundle if refined else _given_featurizer(settings)
     cache = FeatureCache(settings.features, settings.features_limit_gib)
@@ -179,7 +179,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
                 point=accepted.point,
                 predictions=accepted.predictions,
                 out_of_fold=validated.probability,
-                columns=_breakdowns(data.samples, labelling),
+                columns=breakdowns(data.samples, labelling),
             )
             seen = look(scorer, source.read, run) if settings.report else None
         before = _before(refined, chosen, labelling, source) if refined else {}
@@ -220,6 +220,7 @@ def summary(out: Path, bundle: Bundle, *, has_report: bool) -> dict[str, Any]:
     """What the command prints of a trained bundle."""
     point = bundle.head.operating_point
     told = (
+        "mode",
         "classes",
         "images",
         "chosen",
@@ -228,6 +229,7 @@ def summary(out: Path, bundle: Bundle, *, has_report: bool) -> dict[str, Any]:
         "learning_curve",
         "near_duplicates",
         "operating_point",
+        "false_rejects",
         "camera_checks",
         "refined",
         "skipped",
@@ -267,7 +269,7 @@ class _Answers:
     difference: float
 
 
-def _refuse_existing(path: Path | None) -> None:
+def refuse_existing(path: Path | None) -> None:
     """Before minutes of work, not after."""
     if path is not None and path.exists():
         msg = f"{path} exists already: expected a new path, nothing is written over; give another"
@@ -310,7 +312,7 @@ def _accept(
     stations = [sample.extra.get("station", "") for sample in samples]
     out = HeldOut(predictions, defect, groups, is_grouped, everything, stations)
     accepted = accept(out, settings.costs, settings.bound)
-    metrics = evaluate(accepted.predictions, defect, _breakdowns(samples, labelling), groups)
+    metrics = evaluate(accepted.predictions, defect, breakdowns(samples, labelling), groups)
     probability = np.array([each.defect_probability for each in predictions])
     at_own_rate = at_rate(probability, bundle.defect_rate, bundle.about["trained_defect_rate"])
     metrics |= calibration_metrics(at_own_rate, defect)
@@ -340,7 +342,7 @@ def _before(refined: Refined, chosen: Chosen, labelling: Labelling, source: Sour
     samples = [chosen.data.samples[i] for i in chosen.held]
     with Scorer(refined.bundle, open_for(refined.bundle, "onnxruntime")) as scorer:
         answers = _answers(scorer, source, chosen)
-    earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], _breakdowns(samples, labelling))
+    earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], breakdowns(samples, labelling))
     return {"refined": {**refined.told, "before": earlier}, "review_folders": dict(refined.folders)}
 
 
@@ -400,7 +402,8 @@ def _fit(
     head = Head(
         name="default",
         featurizer=hashlib.sha256(graph).hexdigest(),
-        evidence_weights=fitted.evidence_weights,
+        # A featurizer of good parts has their distance as its last channel, which two classes do without.
+        evidence_weights=np.pad(fitted.evidence_weights, (0, chosen.featurizer.distance)),
         evidence_bias=fitted.evidence_bias,
         pooled_weights=fitted.pooled_weights,
         pooled_bias=fitted.pooled_bias,
@@ -433,9 +436,15 @@ def _fit(
     return bundle, validated
 
 
-def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
+def package_versions() -> dict[str, str]:
+    """Of what a bundle's numbers depend on."""
     packages = ("framegate", "numpy", "scikit-learn", "scipy", "onnx", "onnxruntime", "opencv-python-headless")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
     return {
+        "mode": "two-class",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": settings.seed,
         "costs": asdict(settings.costs),
@@ -443,7 +452,7 @@ def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) 
         "defect_rate_given": settings.defect_rate is not None,
         "chosen": chosen.told,
         "featurized_with": chosen.extracted.to_json(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": package_versions(),
         "weights": {"package": chosen.featurizer.network.package, "sha256": chosen.featurizer.network.sha256},
     }
 
@@ -476,7 +485,7 @@ def _reference_rows(defect: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate([good[: REFERENCE_IMAGES - take_bad], bad[:take_bad]]))
 
 
-def _breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, list[str]]:
+def breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, list[str]]:
     """By group where groups were given, and by every further column of the groups file that is short enough."""
     columns: dict[str, list[str]] = {}
     if any(sample.group for sample in labelling.samples):

@@ -329,3 +329,62 @@ def test_a_label_error_says_what_was_ignored(tmp_path: Path) -> None:
         pytest.raises(LabelError, match=r"no class .*; 1 archive inside .*'train.zip'"),
     ):
         label_source(source)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "named"),
+    [
+        (("good/#.jpg",), "good"),
+        (("screws/#.jpg",), "screws"),
+        (("IMG_#.jpg",), "good"),
+        (("cam1_#.jpg", "cam2_#.jpg"), "good"),
+        (("lot1/#.jpg", "lot2/#.jpg", "lot3/#.jpg"), "good"),
+        (("a/good/lot1/#.jpg", "a/good/lot2/#.jpg"), "good"),
+    ],
+)
+def test_one_class_is_enough_where_only_good_parts_are_asked_for(patterns: tuple[str, ...], named: str) -> None:
+    names = many(*patterns)
+    labelling = label_items(names, good_only=True)
+    assert [sample.name for sample in labelling.samples] == names
+    assert not any(sample.is_defect for sample in labelling.samples)
+    assert (labelling.pass_class, labelling.fail_class) == (named, "defect")
+    assert {sample.label for sample in labelling.samples} == {named}
+    assert labelling.good_only
+    if "lot1" not in names[0]:
+        assert label_items(names, good_only=True, fail_class="scratched").fail_class == "scratched"
+        assert labelling.notes == ()
+    else:
+        assert "all images are taken as good parts" in labelling.notes[-1]
+        with pytest.raises(LabelError, match=r"fail class 'scratched' is not among the classes|classes from folders"):
+            label_items(names, good_only=True, fail_class="scratched")
+
+
+@pytest.mark.parametrize("patterns", [("good/#.jpg", "fail/#.jpg"), ("ok_#.jpg", "ng_#.jpg"), ("gut/#.jpg", "x/#.jpg")])
+def test_defects_beside_good_parts_stay_defects(patterns: tuple[str, ...]) -> None:
+    names = [*many(patterns[0]), *many(patterns[1], count=2)]
+    labelling = label_items(names, good_only=True)
+    assert [sample.is_defect for sample in labelling.samples] == [False] * N + [True] * 2
+
+
+def test_good_parts_of_a_groups_file_need_no_second_class() -> None:
+    names = many("#.jpg")
+    labelling = label_items(names, groups_csv=rows(names, label="fine"), good_only=True)
+    assert (labelling.pass_class, labelling.fail_class) == ("fine", "defect")
+    assert {sample.group for sample in labelling.samples} == {"g"}
+    two = "\n".join(["file,label,group", *(f"{name},{'ab'[int(name[0]) % 2]},g" for name in names), ""])
+    with pytest.raises(LabelError, match=r"is the defect is unclear: say which"):
+        label_items(names, groups_csv=two, good_only=True)
+    assert label_items(many("a.#.jpg", "b.#.jpg"), good_only=True, fail_class="b").fail_class == "b"
+
+
+def test_what_is_refused_of_good_parts() -> None:
+    with pytest.raises(LabelError, match=r"expected at least 10 of each class: add 1 more of 'good'"):
+        label_items(many("good/#.jpg", count=N - 1), good_only=True)
+    with pytest.raises(LabelError, match=r"'good' \(9 images\).*add 1 more of 'good'"):
+        label_items([*many("good/#.jpg", count=N - 1), *many("fail/#.jpg")], good_only=True)
+    with pytest.raises(LabelError, match=r"the only class is 'fail', which says defect: expected good parts"):
+        label_items(many("fail/#.jpg"), good_only=True)
+    with pytest.raises(
+        LabelError, match=r"only one class: 'good' \(10 images\); .* --mode good-only; expected exactly two"
+    ):
+        label_items(many("good/#.jpg"))

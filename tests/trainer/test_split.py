@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import SplitError
-from trainer.split import _two_folds, first_of_each, group_ids, grouped_folds, holdout
+from trainer.split import _two_folds, first_of_each, good_folds, good_holdout, group_ids, grouped_folds, holdout
 
 CASES = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=40)
 
@@ -133,3 +133,41 @@ def test_copies_share_a_group_also_through_others() -> None:
 def test_copies_can_be_dropped() -> None:
     hashes = ["1", "2", "1", "3", "2"]
     assert first_of_each(hashes).tolist() == [0, 1, 3]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(CASES, st.integers(0, 2**40), st.sampled_from([0.1, 0.25, 0.5]))
+def test_good_parts_are_held_out_in_whole_groups_with_every_defect_of_other_groups(
+    cases: list[tuple[bool, int]], seed: int, share: float
+) -> None:
+    defect, groups = (np.array(column) for column in zip(*cases, strict=True))
+    if len(set(groups[~defect])) < 2:
+        with pytest.raises(SplitError, match="good parts lie in one group"):
+            good_holdout(defect, groups, share=share, seed=seed)
+        return
+    train, test = good_holdout(defect, groups, share=share, seed=seed)
+    assert len(train)
+    assert not defect[train].any()
+    assert (~defect[test]).any()
+    assert not set(groups[train]) & set(groups[test])
+    left = set(range(len(cases))) - {*train.tolist(), *test.tolist()}
+    assert all(defect[row] and groups[row] in groups[train] for row in left), "only defects of groups trained on"
+    np.testing.assert_array_equal(test, good_holdout(defect, groups, share=share, seed=seed)[1])
+    folds = good_folds(defect, groups, folds=3, seed=seed)
+    held = np.concatenate([out[~defect[out]] for _, out in folds])
+    assert sorted(held) == np.flatnonzero(~defect).tolist(), "each good part once"
+    for fit, out in folds:
+        assert len(fit)
+        assert not defect[fit].any()
+        assert not set(groups[fit]) & set(groups[out])
+
+
+def test_about_the_share_of_good_parts_is_held_out() -> None:
+    defect = np.repeat([False, True], [100, 20])
+    train, test = good_holdout(defect, np.arange(120), seed=1)
+    assert (len(train), len(test)) == (75, 45)
+    assert defect[test].sum() == 20, "a defect that stands alone is judged"
+    others = good_holdout(defect, np.arange(120), seed=2)
+    assert set(train) != set(others[0])
+    with pytest.raises(SplitError, match=r"share 0\.7 is out of range"):
+        good_holdout(defect, np.arange(120), share=0.7, seed=1)
