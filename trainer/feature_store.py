@@ -55,15 +55,18 @@ class FeatureCache:
         """Use a folder, which is made when something is stored; None: one of its own that is deleted in the end."""
         self._limit_bytes = int(limit_gib * 2**30)
         self._stack = contextlib.ExitStack()
-        if root is None:
-            root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="framegate-features-")))
-        self._root = root
+        self._given = root
         self._open: dict[str, FeatureStore] = {}
         self.found = self.computed = 0
         self.elsewhere: Elsewhere | None = None
 
     def __enter__(self) -> Self:
         """Hand over itself."""
+        if self._given is None:
+            own = tempfile.TemporaryDirectory(prefix="framegate-features-")
+            self._root = Path(self._stack.enter_context(own))
+        else:
+            self._root = self._given
         return self
 
     def __exit__(self, *_: object) -> None:
