@@ -121,7 +121,7 @@ def percent(share: float) -> str:
 
 def percent_up(share: float) -> str:
     """An upper bound in words, never below it: .0442 is at most 4.5 %."""
-    digits = 1 - math.floor(math.log10(share * 100)) if share > 0 else 0
+    digits = max(1, 1 - math.floor(math.log10(share * 100))) if share > 0 else 0
     return f"{min(100.0, math.ceil(round(share * 100 * 10**digits, 6)) / 10**digits):g} %"
 
 

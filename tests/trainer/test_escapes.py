@@ -137,7 +137,8 @@ def test_another_point_changes_what_is_decided_and_no_doubt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "words"), [(0.0487, "4.9 %"), (0.0441, "4.5 %"), (0.05963, "6 %"), (1.0, "100 %"), (0.000123, "0.013 %")]
+    ("share", "words"),
+    [(0.0487, "4.9 %"), (0.0441, "4.5 %"), (0.05963, "6 %"), (0.1113, "11.2 %"), (1.0, "100 %"), (0.000123, "0.013 %")],
 )
 def test_an_upper_bound_is_never_rounded_down(share: float, words: str) -> None:
     assert percent_up(share) == words
