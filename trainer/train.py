@@ -248,7 +248,7 @@ def summary(out: Path, bundle: Bundle, *, has_report: bool) -> dict[str, Any]:
         "input_px": [bundle.image.width_px, bundle.image.height_px],
         "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
         "defect_rate": bundle.defect_rate,
-        "defect_rate_given": bundle.about["defect_rate_given"],
+        "defect_rate_given": bundle.about.get("defect_rate_given", False),
         "threshold": point.threshold,
         "review_band": list(point.review_band),
         **{key: bundle.about[key] for key in told if key in bundle.about},
