@@ -160,7 +160,7 @@ def _sealed(bundle: Bundle, report: Mapping[str, bytes]) -> tuple[Bundle, dict[s
     }
     written = _construct(manifest, files, manifest["digest"])  # what could not be opened again is not written
     sealed = {**manifest, "manifest_sha256": _canonical_sha256(manifest)}
-    files[MANIFEST] = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    files[MANIFEST] = _utf8(json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False)) + b"\n"
     return written, files
 
 
@@ -497,7 +497,12 @@ def _write_zip(out: Path, files: Mapping[str, bytes]) -> None:
 
 def _canonical_sha256(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_utf8(text)).hexdigest()
+
+
+def _utf8(text: str) -> bytes:
+    """JSON as bytes. Odd bytes of file names that are not UTF-8 become JSON's own escapes and are read back."""
+    return text.encode(errors="backslashreplace")
 
 
 def _npy(array: np.ndarray) -> bytes:

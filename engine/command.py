@@ -18,4 +18,5 @@ VERB: dict[str, Any] = {
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Write one JSON document to standard output; nothing else goes there under `--json`."""
-    click.echo(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    click.echo(text.encode(errors="backslashreplace"))  # of a file name that is not UTF-8: JSON's own escapes

@@ -32,9 +32,10 @@ from trainer.classifier import Recipe, evidence_model, table
 from trainer.feature_store import FeatureCache, FeatureStore
 from trainer.features import Extraction, extract, shape_of
 from trainer.featurize import Featurizer, Row
+from trainer.settings import TrainSettings
 from trainer.shards import RowShape
 from trainer.sources import open_source
-from trainer.train import TrainSettings, train
+from trainer.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.plan_cache import default_folder
 from engine.progress import progress_bar
 from engine.specs import Region
-from trainer.cli_good_only import print_good_only, refuse_good_only_options
+from trainer.cli_good_only import print_good_only, print_report, refuse_good_only_options
 
 if TYPE_CHECKING:
     from trainer.progress import Step
@@ -144,8 +144,8 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
     from trainer.escapes import Bound  # noqa: PLC0415 - `--help` must not wait for scikit-learn
     from trainer.label_csv import Columns  # noqa: PLC0415
     from trainer.operating_point import Costs  # noqa: PLC0415
+    from trainer.settings import TrainSettings  # noqa: PLC0415
     from trainer.spark_settings import SparkSettings  # noqa: PLC0415
-    from trainer.train import TrainSettings  # noqa: PLC0415
     from trainer.train import train as run_training  # noqa: PLC0415
 
     settings = TrainSettings(
@@ -267,6 +267,7 @@ def parse_taps(text: str) -> tuple[int, ...]:
 
 def _print_summary(summary: dict[str, Any]) -> None:
     from trainer.acceptance import rate_words  # noqa: PLC0415 - it is there since the training
+    from trainer.archives import show  # noqa: PLC0415
 
     held, validated = summary["held_out"], summary["cross_validated"]
     click.echo(f"bundle   {summary['bundle']}  (name {summary['name']}, digest {summary['digest'][:12]})")
@@ -297,13 +298,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
         click.echo(f"note     {note}")
     if summary["skipped"]:
         name, why = summary["skipped"][0]
-        click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
+        click.echo(f"skipped  {len(summary['skipped'])} files; first: {show(name)}: {why}")
     features = summary["features"]
     click.echo(f"features {features['found']} found in the cache, {features['computed']} computed")
-    if summary["report"]:
-        bundle = summary["bundle"]
-        page = f"framegate report {bundle}" if bundle.endswith(".zip") else f"{bundle}/{summary['report']}"
-        click.echo(f"report   {page}")
+    print_report(summary)
     click.echo(f"took     {summary['seconds']:.1f} s")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import InputError
+from trainer.archives import show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,8 +61,17 @@ def print_good_only(summary: dict[str, Any]) -> None:
         click.echo(f"note     {note}")
     if summary["skipped"]:
         name, why = summary["skipped"][0]
-        click.echo(f"skipped  {len(summary['skipped'])} files; first: {name}: {why}")
+        click.echo(f"skipped  {len(summary['skipped'])} files; first: {show(name)}: {why}")
+    print_report(summary)
     click.echo(f"took     {summary['seconds']:.1f} s")
+
+
+def print_report(summary: dict[str, Any]) -> None:
+    """Where the acceptance report is, for people."""
+    if summary["report"]:
+        bundle = summary["bundle"]
+        page = f"framegate report {bundle}" if bundle.endswith(".zip") else f"{bundle}/{summary['report']}"
+        click.echo(f"report   {page}")
 
 
 def _share(value: float | None) -> str:

@@ -18,41 +18,40 @@ import numpy as np
 
 from engine.arenas import keep_freed
 from engine.backbone import build_serving_graph
-from engine.bundle import Bundle, Classes, Reference, write_bundle
+from engine.bundle import Bundle, Classes, sealed, write_bundle
 from engine.choice import open_for
-from engine.errors import GraphError, InputError
+from engine.errors import GraphError
 from engine.featurizer import DEFAULT_BACKBONE, FeaturizerSpec, architecture
 from engine.heads import Head
 from engine.scorer import Scorer
 from trainer import training_set
+from trainer.answers import answers_of, odd_rows
 from trainer.dataset import median_size, open_dataset, scaled
 from trainer.evaluate import evaluate
 from trainer.false_rejects import FalseRejects, set_point
 from trainer.feature_store import FeatureCache
 from trainer.good_patches import RIDGE, SHARPNESS, Moments, evidence, moments
 from trainer.good_scores import across_folds
-from trainer.labels import label_source
 from trainer.limits import held_back_distances, limits_of, pixel_limits
-from trainer.operating_point import Costs
+from trainer.opening import labels_of, refuse_existing, refuse_two_class_settings, source_of
 from trainer.progress import Step
+from trainer.report.gather import Run, gather, look
 from trainer.samples import write_samples
-from trainer.sources import open_source
 from trainer.split import good_folds, good_holdout
 from trainer.stream_limits import drift_limit, stream_limits
+from trainer.telling import breakdowns, of_cache, of_images, of_network, summary
 from trainer.tiling import cut, tiled
-from trainer.train import breakdowns, package_versions, refuse_existing, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.patch_distance import PatchDistance
-    from engine.prediction import Prediction
     from engine.specs import ImageSpec
     from trainer.dataset import Dataset
     from trainer.features import FeatureSet
     from trainer.labels import Labelling
+    from trainer.settings import TrainSettings
     from trainer.sources import Source
-    from trainer.train import TrainSettings
 
 MODE = "good-only"
 
@@ -67,8 +66,6 @@ COARSE_STRIDE = 16
 
 FOLDS = 5
 HELD_OUT_SHARE = 0.25
-REFERENCE_IMAGES = 64
-BATCH = 32
 _MOST_DIFFERENCE = 0.02
 """Of an image's distance as it is served from the one it was judged by, which came from rounded features."""
 
@@ -96,18 +93,11 @@ def train_good_only(
     start_s = time.perf_counter()
     for path in (settings.out, settings.held_out):
         refuse_existing(path)
-    _refuse_contrary(settings)
+    refuse_two_class_settings(settings)
     keep_freed()
     cache = FeatureCache(settings.features, settings.features_limit_gib)
-    with open_source(settings.source or "", tell=progress) as source, cache:
-        labelling = label_source(
-            source,
-            fail_class=settings.fail_class,
-            groups_file=settings.groups,
-            columns=settings.columns,
-            group_pattern=settings.group_pattern,
-            good_only=True,
-        )
+    with source_of(settings, progress) as source, cache:
+        labelling = labels_of(settings, source, good_only=True)
         source.fetch([sample.name for sample in labelling.samples], progress)
         image, featurizer = _look(source, labelling, settings)
 
@@ -122,7 +112,10 @@ def train_good_only(
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
             names = [sample.name for sample in samples]
-            answers = _answers(scorer, source, names, _reference_rows(data.defect[held], fitted.scores[held]))
+            answers = answers_of(scorer, source, names, odd_rows(data.defect[held], fitted.scores[held]))
+            columns = breakdowns(data.samples, labelling)
+            run = Run(data, used, held, bundle.head.operating_point, answers.predictions, None, columns)
+            seen = look(scorer, source.read, run) if settings.report else None
         if settings.held_out is not None:
             write_samples(settings.held_out, samples, source.read)
         origin = source.origin
@@ -131,18 +124,21 @@ def train_good_only(
         **bundle.about,
         "source": origin,
         "held_out": evaluate(answers.predictions, data.defect[held], breakdowns(samples, labelling), data.groups[held]),
-        "images": {"used": len(used), "held_out": len(held), "defects": int(data.defect.sum())},
-        "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
-        "skipped": [list(entry) for entry in data.skipped],
-        "features": {"found": cache.found, "computed": cache.computed},
-        "duplicates": data.copies.to_json(),
+        **of_images(data, labelling, used, held),
+        **of_cache(cache),
         "notes": [*data.notes, *_on_defects(data, labelling), *fitted.notes],
         "seconds": round(time.perf_counter() - start_s, 3),
     }
-    progress(Step("write"))
+    whole = replace(bundle, about=about, reference=answers.reference)
     report = {training_set.NAME: training_set.to_csv(data.samples, features.sha256, held)}
-    written = write_bundle(settings.out, replace(bundle, about=about, reference=answers.reference), report)
-    return written, summary(settings.out, written, has_report=False)
+    if seen is not None:
+        progress(Step("report"))
+        from trainer.report.page import report_files  # noqa: PLC0415 - matplotlib is for who wants a report
+
+        report |= report_files(gather(sealed(whole), run, seen, {"--mode": MODE, **settings.told()}))
+    progress(Step("write"))
+    written = write_bundle(settings.out, whole, report)
+    return written, summary(settings.out, written, has_report=seen is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,40 +156,6 @@ class _Fitted:
     held: np.ndarray
     scores: np.ndarray
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answers:
-    """What the written model says of held-out images, through the serving path; `evidence` is (n,)."""
-
-    predictions: list[Prediction]
-    evidence: np.ndarray
-    reference: Reference
-
-
-def _refuse_contrary(settings: TrainSettings) -> None:
-    """What needs two classes, or a featurizer that was not made for these good parts. Raises InputError."""
-    asked = {
-        "--featurizer-of": settings.featurizer_of,
-        "--refine": settings.refine,
-        "--reviews": settings.reviews,
-        "--defect-rate": settings.defect_rate,
-        "--max-escape-rate": settings.bound.max_escape_rate,
-        "--accept-unproved": settings.bound.accept_unproved or None,
-        "--on spark": settings.spark,
-        "--cost-escape, --cost-false-reject or --cost-review": None if settings.costs == Costs() else settings.costs,
-    }
-    contrary = [name for name, value in asked.items() if value is not None]
-    if contrary:
-        msg = (
-            f"--mode {MODE} was given with {', '.join(contrary)}: without defects nothing is known of their rate or of "
-            "probabilities, and the featurizer is made for these good parts; leave these out, and bound false rejects "
-            "with --max-false-reject"
-        )
-        raise InputError(msg)
-    if settings.source is None:
-        msg = "no source was given: expected a zip or a folder of images of good parts"
-        raise InputError(msg)
 
 
 def good_taps(backbone: str) -> tuple[int, ...]:
@@ -287,8 +249,7 @@ def _fit(
             "camera_checks": told,
             "chosen": _chosen(image, featurizer),
             "featurized_with": featurizer.to_json(),
-            "versions": package_versions(),
-            "weights": {"package": featurizer.network.package, "sha256": featurizer.network.sha256},
+            **of_network(featurizer),
         },
         stream=replace(stream, drift=drift_limit(distances, data.groups[used], own_folds)),
     )
@@ -340,36 +301,6 @@ def _on_defects(data: Dataset, labelling: Labelling) -> tuple[str, ...]:
         "judged; without --mode both classes are learned from, which is nearly always better"
     )
     return (note,)
-
-
-def _answers(scorer: Scorer, source: Source, names: Sequence[str], kept: np.ndarray) -> _Answers:
-    """Held-out images the whole way that a frame takes; the rows `kept` of them become the reference."""
-    predictions: list[Prediction] = []
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    found: list[np.ndarray] = []
-    step = min(BATCH, scorer.backend.profile.largest)
-    for start in range(0, len(names), step):
-        images = np.stack([scorer.decode(source.read(name)) for name in names[start : start + step]])
-        features = scorer.features(images)
-        predictions += scorer.predict(images, features)
-        own = kept[(kept >= start) & (kept < start + len(images))] - start
-        parts.append((images[own], features.pooled[own], features.evidence[own, 0]))
-        found.append(features.evidence[:, 0])
-    probabilities = np.array([predictions[row].defect_probability for row in kept])
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Answers(predictions, np.concatenate(found), Reference(columns[0], columns[1], columns[2], probabilities))
-
-
-def _reference_rows(defect: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Up to 64 held-out images: up to half of them defects, and of the good parts as many odd ones as others.
-
-    Backends are held to these: where all are plainly good, a wrong distance would change no decision.
-    """
-    bad, good = np.flatnonzero(defect)[: REFERENCE_IMAGES // 2], np.flatnonzero(~defect)
-    left = REFERENCE_IMAGES - len(bad)
-    odd = good[np.argsort(-scores[good], kind="stable")][: left // 2]
-    others = np.setdiff1d(good, odd)[: left - len(odd)]
-    return np.sort(np.concatenate([bad, odd, others]))
 
 
 def _refuse_other_answers(served: np.ndarray, judged: np.ndarray) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,131 +12,46 @@ import numpy as np
 
 from engine.arenas import keep_freed
 from engine.backbone import build_serving_graph
-from engine.bundle import Bundle, Classes, Reference, open_bundle, sealed, write_bundle
+from engine.bundle import Bundle, Classes, sealed, write_bundle
 from engine.choice import open_for
-from engine.errors import BundleError, GraphError, InputError
-from engine.featurizer import DEFAULT_BACKBONE, OWN_TAPS, FeaturizerSpec
+from engine.errors import GraphError
 from engine.heads import Head
-from engine.locations import shown
 from engine.scorer import Scorer
-from engine.specs import Region
 from trainer import training_set
 from trainer.acceptance import HeldOut, accept, refuse_chance
+from trainer.answers import answers_of, balanced_rows
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
 from trainer.cross_validation import cross_validate
 from trainer.elsewhere import featurizing
-from trainer.escapes import Bound
 from trainer.evaluate import calibration_metrics, evaluate
-from trainer.feature_store import LIMIT_GIB, FeatureCache
-from trainer.label_csv import DEFAULT_COLUMNS
-from trainer.labels import label_source
+from trainer.feature_store import FeatureCache
 from trainer.learning_curve import learning_curve
 from trainer.limits import held_back_distances, limits_of, pixel_limits
-from trainer.operating_point import Costs, at_rate, from_costs, shift_to_rate
+from trainer.opening import given_featurizer, labels_of, refined_of, refuse_existing, source_of
+from trainer.operating_point import at_rate, from_costs, shift_to_rate
 from trainer.progress import Step, Stopwatch
-from trainer.refine import open_refined
 from trainer.report.gather import Run, gather, look
 from trainer.samples import write_samples
-from trainer.selection import FOLDS, Request, choose
-from trainer.sources import open_source
-from trainer.spark_reading import LIMITS
+from trainer.selection import FOLDS, choose
 from trainer.split import grouped_folds
 from trainer.stored_rows import take
 from trainer.stream_limits import drift_limit, stream_limits
-from trainer.tiling import cut
+from trainer.telling import breakdowns, of_cache, of_images, of_network, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from engine.prediction import Prediction
     from trainer.acceptance import Accepted
+    from trainer.answers import Answers
     from trainer.cross_validation import Validated
-    from trainer.label_csv import Columns
-    from trainer.labels import Labelling, Sample
+    from trainer.labels import Labelling
     from trainer.refine import Refined
     from trainer.selection import Chosen
+    from trainer.settings import TrainSettings
     from trainer.sources import Source
-    from trainer.spark_settings import SparkSettings
 
-BATCH = 32
-"""Held-out images that are judged together."""
-
-REFERENCE_IMAGES = 64
-MOST_VALUES = 64
 _MOST_DIFFERENCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """What `framegate train` was asked for.
-
-    Attributes:
-        columns: what the columns of the CSV file are called.
-        group_pattern: regular expression on the images' paths, see `trainer.group_pattern`.
-        size_px: (width, height) of the network's input; None chooses among a few by cross-validation.
-        tile_px: (width, height) of the tiles to cut the input into; without a size the images' own is taken, as near as
-            whole tiles come to it. None does not cut.
-        backbone: a name in `engine.featurizer.ARCHITECTURES`; None is the default one.
-        taps: blocks to look at; None chooses where to cut the network.
-        featurizer_of: bundle whose featurizer to use unchanged, input size and region with it; only the head is new.
-        jpeg: `scaled` or `whole`, see `ImageSpec`; None: as `featurizer_of` has it, or else `scaled`.
-        defect_rate: the line's share of defects; None keeps the training set's own.
-        bound: on what share of defects may pass; it outranks the costs.
-        held_out: new folder for the images that were held out, with what they are; for replays and acceptance runs.
-        source: path or URL of a zip or a folder of images; None: where those of the bundle to refine were.
-        refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
-        features: folder that features are kept in, and looked up in; None: one that is deleted in the end.
-        features_limit_gib: of that folder; what was used longest ago is deleted first, what is in use never.
-        report: whether the bundle gets its acceptance report.
-        spark: the cluster that featurizes; None featurizes here.
-    """
-
-    source: str | None
-    out: Path
-    name: str | None = None
-    version: str = "1"
-    fail_class: str | None = None
-    groups: Path | None = None
-    columns: Columns = DEFAULT_COLUMNS
-    group_pattern: str | None = None
-    size_px: tuple[int, int] | None = None
-    tile_px: tuple[int, int] | None = None
-    backbone: str | None = None
-    taps: tuple[int, ...] | None = None
-    featurizer_of: str | None = None
-    region: Region = field(default_factory=Region)
-    jpeg: str | None = None
-    seed: int = 0
-    defect_rate: float | None = None
-    costs: Costs = field(default_factory=Costs)
-    bound: Bound = field(default_factory=Bound)
-    held_out: Path | None = None
-    refine: str | None = None
-    reviews: Path | None = None
-    features: Path | None = None
-    features_limit_gib: float = LIMIT_GIB
-    report: bool = True
-    spark: SparkSettings | None = None
-
-    def told(self) -> dict[str, str]:
-        """The options that were given, for the report; the source and where the bundle lies are told by themselves."""
-        defaults = TrainSettings(self.source, self.out)
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        given = {name: value for name, value in own.items() if value != getattr(defaults, name)}
-        return {f"--{name.replace('_', '-')}": shown(str(value)) for name, value in given.items()}
-
-    def request(self, given: Bundle | None) -> Request:
-        """What is left to choose; `given` is the bundle whose featurizer is used."""
-        if given is not None:
-            featurizer = FeaturizerSpec.from_json(given.featurizer)
-            whole = FeaturizerSpec.from_json(given.about["featurized_with"]) if self.refine else featurizer
-            return Request(self.seed, given.image.region, given.image, featurizer, is_pinned=True, whole=whole)
-        taps = OWN_TAPS if self.taps is None else self.taps
-        featurizer = FeaturizerSpec(self.backbone or DEFAULT_BACKBONE, taps)
-        jpeg = self.jpeg or "scaled"
-        image = replace(cut(self.size_px, self.tile_px, self.region), jpeg=jpeg) if self.size_px else None
-        return Request(self.seed, self.region, image, featurizer, self.taps is not None, self.tile_px, jpeg)
 
 
 def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: None) -> tuple[Bundle, dict[str, Any]]:
@@ -157,11 +71,11 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     keep_freed()
     for path in (settings.out, settings.held_out):
         refuse_existing(path)
-    refined = _refined(settings, progress)
-    given = refined.bundle if refined else _given_featurizer(settings)
+    refined = refined_of(settings, progress)
+    given = refined.bundle if refined else given_featurizer(settings)
     cache = FeatureCache(settings.features, settings.features_limit_gib)
-    with refined.source if refined else _source(settings, progress) as source, cache:
-        labelling = refined.labelling if refined else _labelling(settings, source)
+    with refined.source if refined else source_of(settings, progress) as source, cache:
+        labelling = refined.labelling if refined else labels_of(settings, source)
         if settings.spark is None:
             source.fetch([sample.name for sample in labelling.samples], progress)
         with featurizing(source, settings.spark, progress) as cache.elsewhere:
@@ -171,11 +85,13 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         bundle, validated = _fit(chosen, classes, settings, given, progress)
         progress(Step("evaluate"))
         with Scorer(bundle, open_for(bundle, "onnxruntime")) as scorer:
-            answers = _answers(scorer, source, chosen)
+            answers = _answered(scorer, source, chosen)
             _refuse_other_answers(answers.difference, given)
             accepted, metrics = _accept(settings, chosen, labelling, answers.predictions, bundle)
             run = Run(
-                chosen=chosen,
+                data=data,
+                used=used,
+                held=held,
                 point=accepted.point,
                 predictions=accepted.predictions,
                 out_of_fold=validated.probability,
@@ -192,12 +108,9 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "source": source.origin,
         "held_out": metrics,
         "operating_point": accepted.told,
-        "images": {"used": len(used), "held_out": len(held), "defects": int(data.defect.sum())},
-        "classes": {"pass": labelling.pass_class, "fail": labelling.fail_class, "how": labelling.how},
-        "skipped": [list(entry) for entry in data.skipped],
+        **of_images(data, labelling, used, held),
         "notes": [*data.notes, *accepted.notes],
-        "features": {"found": cache.found, "computed": cache.computed},
-        "duplicates": data.copies.to_json(),
+        **of_cache(cache),
         "near_duplicates": data.near_duplicates,
         "steps_s": {name: round(lasted_s, 3) for name, lasted_s in watch.seconds().items()},
         "seconds": round(time.perf_counter() - start_s, 3),
@@ -214,91 +127,6 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     if cache.elsewhere is not None:
         cache.elsewhere.forget()
     return written, summary(settings.out, written, has_report=seen is not None)
-
-
-def summary(out: Path, bundle: Bundle, *, has_report: bool) -> dict[str, Any]:
-    """What the command prints of a trained bundle."""
-    point = bundle.head.operating_point
-    told = (
-        "mode",
-        "classes",
-        "images",
-        "chosen",
-        "cross_validated",
-        "held_out",
-        "learning_curve",
-        "near_duplicates",
-        "operating_point",
-        "false_rejects",
-        "camera_checks",
-        "refined",
-        "skipped",
-        "notes",
-        "features",
-        "duplicates",
-        "steps_s",
-        "seconds",
-    )
-    return {
-        "bundle": str(out),
-        "name": bundle.name,
-        "version": bundle.version,
-        "digest": bundle.digest,
-        "report": "report/index.html" if has_report else None,
-        "input_px": [bundle.image.width_px, bundle.image.height_px],
-        "tile_px": None if bundle.image.tile_px is None else list(bundle.image.tile_px),
-        "defect_rate": bundle.defect_rate,
-        "defect_rate_given": bundle.about["defect_rate_given"],
-        "threshold": point.threshold,
-        "review_band": list(point.review_band),
-        **{key: bundle.about[key] for key in told if key in bundle.about},
-    }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answers:
-    """What the written model says of held-out images, through the serving path.
-
-    Attributes:
-        reference: of some of them.
-        difference: the most that a pooled value lies away from what was fitted on.
-    """
-
-    predictions: list[Prediction]
-    reference: Reference
-    difference: float
-
-
-def refuse_existing(path: Path | None) -> None:
-    """Before minutes of work, not after."""
-    if path is not None and path.exists():
-        msg = f"{path} exists already: expected a new path, nothing is written over; give another"
-        raise BundleError(msg)
-
-
-def _refined(settings: TrainSettings, progress: Callable[[Step], None]) -> Refined | None:
-    """The training set to refine, where a bundle was named. Raises InputError where a setting contradicts."""
-    if settings.refine is None and settings.reviews is None:
-        return None
-    if settings.refine is None or settings.reviews is None:
-        missing, there = ("--refine", "--reviews") if settings.refine is None else ("--reviews", "--refine")
-        msg = f"{there} was given without {missing}: expected the bundle and the labels that join its training set"
-        raise InputError(msg)
-    asked = {
-        "--groups": settings.groups,
-        "--columns": None if settings.columns == DEFAULT_COLUMNS else settings.columns,
-        "--group-pattern": settings.group_pattern,
-        "--fail-class": settings.fail_class,
-        "--featurizer-of": settings.featurizer_of,
-    }
-    contrary = [name for name, value in {**_own_featurizer(settings), **asked}.items() if value is not None]
-    if contrary:
-        msg = (
-            f"--refine was given with {', '.join(contrary)}: the bundle brings its own featurizer, classes and groups; "
-            "leave these out, or train anew without --refine"
-        )
-        raise InputError(msg)
-    return open_refined(settings.refine, settings.reviews, settings.source, tell=progress)
 
 
 def _accept(
@@ -320,56 +148,13 @@ def _accept(
     return replace(accepted, notes=notes), metrics
 
 
-def _source(settings: TrainSettings, progress: Callable[[Step], None]) -> Source:
-    if settings.source is None:
-        msg = "no source was given: expected a zip or a folder of images, or --refine BUNDLE --reviews FILE"
-        raise InputError(msg)
-    return open_source(settings.source, None if settings.spark is None else LIMITS, progress)
-
-
-def _labelling(settings: TrainSettings, source: Source) -> Labelling:
-    return label_source(
-        source,
-        fail_class=settings.fail_class,
-        groups_file=settings.groups,
-        columns=settings.columns,
-        group_pattern=settings.group_pattern,
-    )
-
-
 def _before(refined: Refined, chosen: Chosen, labelling: Labelling, source: Source) -> dict[str, Any]:
     """What was refined, and what the earlier bundle says of the same held-out images."""
     samples = [chosen.data.samples[i] for i in chosen.held]
     with Scorer(refined.bundle, open_for(refined.bundle, "onnxruntime")) as scorer:
-        answers = _answers(scorer, source, chosen)
+        answers = _answered(scorer, source, chosen)
     earlier = evaluate(answers.predictions, chosen.data.defect[chosen.held], breakdowns(samples, labelling))
     return {"refined": {**refined.told, "before": earlier}, "review_folders": dict(refined.folders)}
-
-
-def _own_featurizer(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that ask for a featurizer of one's own; None where they do not."""
-    return {
-        "--size": settings.size_px,
-        "--tile": settings.tile_px,
-        "--taps": settings.taps,
-        "--backbone": settings.backbone,
-        "--roi": None if settings.region == Region() else settings.region,
-        "--jpeg": settings.jpeg,
-    }
-
-
-def _given_featurizer(settings: TrainSettings) -> Bundle | None:
-    """The bundle whose featurizer is to be used, where one was named. Raises InputError where a setting contradicts."""
-    if settings.featurizer_of is None:
-        return None
-    contrary = [name for name, value in _own_featurizer(settings).items() if value is not None]
-    if contrary:
-        msg = (
-            f"--featurizer-of was given with {', '.join(contrary)}: a featurizer brings its own input size, region and "
-            "taps; leave these out, or train a featurizer of its own without --featurizer-of"
-        )
-        raise InputError(msg)
-    return open_bundle(settings.featurizer_of)
 
 
 def _refuse_other_answers(difference: float, given: Bundle | None) -> None:
@@ -380,6 +165,13 @@ def _refuse_other_answers(difference: float, given: Bundle | None) -> None:
             f"{given.featurizer}: expected at most {_MOST_DIFFERENCE}; train that bundle again with this version first"
         )
         raise GraphError(msg)
+
+
+def _answered(scorer: Scorer, source: Source, chosen: Chosen) -> Answers:
+    """Of the images held out."""
+    rows = chosen.held
+    names, kept = [chosen.data.samples[row].name for row in rows], balanced_rows(chosen.data.defect[rows])
+    return answers_of(scorer, source, names, kept, take(chosen.table.pooled, rows))
 
 
 def _fit(
@@ -436,12 +228,6 @@ def _fit(
     return bundle, validated
 
 
-def package_versions() -> dict[str, str]:
-    """Of what a bundle's numbers depend on."""
-    packages = ("framegate", "numpy", "scikit-learn", "scipy", "onnx", "onnxruntime", "opencv-python-headless")
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
 def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) -> dict[str, Any]:
     return {
         "mode": "two-class",
@@ -452,46 +238,5 @@ def _trained_with(settings: TrainSettings, chosen: Chosen, trained_rate: float) 
         "defect_rate_given": settings.defect_rate is not None,
         "chosen": chosen.told,
         "featurized_with": chosen.extracted.to_json(),
-        "versions": package_versions(),
-        "weights": {"package": chosen.featurizer.network.package, "sha256": chosen.featurizer.network.sha256},
+        **of_network(chosen.featurizer),
     }
-
-
-def _answers(scorer: Scorer, source: Source, chosen: Chosen) -> _Answers:
-    """Held-out images the whole way that a frame takes, from its bytes on; of most only the prediction is kept."""
-    names = [chosen.data.samples[row].name for row in chosen.held]
-    fitted, kept = take(chosen.table.pooled, chosen.held), _reference_rows(chosen.data.defect[chosen.held])
-    predictions: list[Prediction] = []
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    difference = 0.0
-    for start in range(0, len(names), BATCH):
-        images = np.stack([scorer.decode(source.read(name)) for name in names[start : start + BATCH]])
-        features = scorer.features(images)
-        predictions += scorer.predict(images, features)
-        off = np.abs(features.pooled - fitted[start : start + len(images)])
-        difference = float(np.maximum(difference, off.max()))
-        own = kept[(kept >= start) & (kept < start + len(images))] - start
-        parts.append((images[own], features.pooled[own], features.evidence[own, 0]))
-    probabilities = np.array([predictions[row].defect_probability for row in kept])
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Answers(predictions, Reference(columns[0], columns[1], columns[2], probabilities), difference)
-
-
-def _reference_rows(defect: np.ndarray) -> np.ndarray:
-    """Up to 64 held-out images, as many of each class as there are."""
-    good, bad = np.flatnonzero(~defect), np.flatnonzero(defect)
-    share = REFERENCE_IMAGES // 2
-    take_bad = min(len(bad), max(share, REFERENCE_IMAGES - len(good)))
-    return np.sort(np.concatenate([good[: REFERENCE_IMAGES - take_bad], bad[:take_bad]]))
-
-
-def breakdowns(samples: Sequence[Sample], labelling: Labelling) -> dict[str, list[str]]:
-    """By group where groups were given, and by every further column of the groups file that is short enough."""
-    columns: dict[str, list[str]] = {}
-    if any(sample.group for sample in labelling.samples):
-        columns["group"] = [sample.group or "" for sample in samples]
-    for name in sorted({key for sample in samples for key in sample.extra}):
-        values = [sample.extra.get(name, "") for sample in samples]
-        if len(set(values)) <= MOST_VALUES:
-            columns[name] = values
-    return columns

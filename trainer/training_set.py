@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ class Member:
 
 
 def to_csv(samples: Sequence[Sample], sha256: Sequence[str], held: Iterable[int]) -> bytes:
-    """The table, UTF-8.
+    """The table, UTF-8 but for the bytes of names that are not.
 
     Args:
         samples: (n,) of the training set, further columns of their own among them.
@@ -44,13 +45,15 @@ def to_csv(samples: Sequence[Sample], sha256: Sequence[str], held: Iterable[int]
     for row, (sample, digest) in enumerate(zip(samples, sha256, strict=True)):
         own = [sample.name, sample.label, sample.group or "", int(sample.is_defect), int(row in out_of_it), digest]
         table.writerow([*own, *(sample.extra.get(name, "") for name in further)])
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")  # names as the file system has them
 
 
 def from_csv(data: bytes, where: str) -> tuple[Member, ...]:
     """The opposite of `to_csv`. Raises BundleError where `data` is no such table; `where` is for the message."""
     try:
-        table = csv.DictReader(io.StringIO(data.decode(), newline=""), strict=True)
+        table = csv.DictReader(io.StringIO(data.decode(errors="surrogateescape"), newline=""), strict=True)
+        where_of = {name: column for column, name in enumerate(table.fieldnames or ())}
+        operator.itemgetter(*_OWN)(where_of)  # a table without images, too, has all columns: KeyError
         return tuple(_member(row) for row in table)
     except (csv.Error, KeyError, TypeError, ValueError) as error:
         msg = f"{where} holds no training set that this version reads ({error!r}): train that bundle again"

@@ -48,6 +48,15 @@ def test_everything_that_decides_survives(written: Path) -> None:
     np.testing.assert_array_equal(bundle.reference.images, before.reference.images)
 
 
+@pytest.mark.parametrize("out", ["parts", "parts.zip"])
+def test_file_names_that_are_not_utf_8_come_back_as_they_were(tmp_path: Path, out: str) -> None:
+    named = replace(small_bundle(), about={"skipped": [["bad/\udcff\udc80ü.jpg", "broken"]], "lot \udcfe": 1})
+    digest = write_bundle(tmp_path / out, named).digest
+    opened = open_bundle(tmp_path / out)
+    assert opened.about == named.about
+    assert opened.digest == digest == write_bundle(tmp_path / f"plain-{out}", replace(named, about={})).digest
+
+
 def test_what_a_stream_is_compared_with_survives(tmp_path: Path) -> None:
     pixels = replace(small_head().pixels, dark=9.5, bright=250.25)
     written = replace(small_bundle(), stream=limits_of(1, 2), head=replace(small_head(), pixels=pixels))

@@ -16,7 +16,7 @@ from engine.batcher import BatchPolicy
 from tests.lineups import Alone, loader
 from tests.parts import part, parts_folder
 from trainer.good_only import train_good_only
-from trainer.train import TrainSettings
+from trainer.settings import TrainSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

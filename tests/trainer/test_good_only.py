@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,18 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, read_report
+from engine.command import print_json
 from engine.errors import GraphError, InputError, WorkError
 from engine.heatmap import draw, heat
 from engine.scorer import Scorer, open_scorer
 from engine.verify import verify_scorer
 from tests.parts import part, parts_folder
+from trainer.cli_good_only import print_good_only
 from trainer.errors import LabelError, SplitError
 from trainer.false_rejects import FalseRejects
 from trainer.good_only import train_good_only
 from trainer.good_patches import evidence
 from trainer.operating_point import Costs
-from trainer.train import TrainSettings, train
+from trainer.settings import TrainSettings
+from trainer.train import train
+from trainer.training_set import NAME, from_csv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Trained where the defects are there too."""
     out = tmp_path_factory.mktemp("bundles") / "judged"
-    return out, train_good_only(TrainSettings(str(folder), out, size_px=(96, 96)))[1]
+    return out, train_good_only(TrainSettings(str(folder), out, size_px=(96, 96), features=out.parent / "features"))[1]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,18 @@ def test_scratches_that_were_never_seen_are_told_from_good_parts(judged: tuple[P
     assert summary["images"]["defects"] == SCRATCHED
     assert sum(fold["images"] for fold in summary["cross_validated"]["by_fold"]) == GOOD + SCRATCHED
     assert any(f"ATTENTION: --mode good-only: the {SCRATCHED} images of 'scratched'" in n for n in summary["notes"])
+
+
+def test_it_has_an_acceptance_report_where_one_is_wanted(judged: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = judged
+    assert summary["report"] == "report/index.html"
+    figures = json.loads(read_report(out, "report.json"))
+    assert figures["held_out"]["images"] == summary["held_out"]["images"]
+    assert figures["held_out"]["cost"] is figures["held_out"]["calibration"] is None
+    assert figures["trained_on"] == {"images": summary["images"]["used"], "defects": 0}
+    assert figures["settings"]["--mode"] == "good-only"
+    assert not {"--features", "--features-limit-gib"} & set(figures["settings"])
+    assert b"no probability" in read_report(out, "index.html")
 
 
 def test_no_lot_lies_on_both_sides(judged: tuple[Path, dict[str, Any]]) -> None:
@@ -139,9 +156,10 @@ def test_it_verifies_on_the_reference_and_on_what_auto_takes(judged: tuple[Path,
 def test_same_seed_same_digest_whatever_the_threads(
     alone: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = TrainSettings(str(alone[0].parent / "set"), tmp_path / "again", size_px=(96, 96))
+    settings = TrainSettings(str(alone[0].parent / "set"), tmp_path / "again", size_px=(96, 96), report=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert train_good_only(settings)[0].digest == alone[1]["digest"]
+    assert not (tmp_path / "again" / "report" / "index.html").exists()
     other = train_good_only(replace(settings, out=tmp_path / "other", seed=5))[0]
     assert other.digest != alone[1]["digest"]
 
@@ -158,6 +176,26 @@ def test_ten_good_parts_are_enough_and_nine_are_not(tmp_path: Path) -> None:
     (tmp_path / "set" / "IMG_9.png").write_bytes(b"no image")
     with pytest.raises(LabelError, match="has 9 images that can be decoded: expected at least 10"):
         train_good_only(replace(settings, out=tmp_path / "other"))
+
+
+def test_file_names_that_are_not_utf_8_are_no_obstacle(
+    folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    odd = os.fsdecode(b"odd-\xff.png")
+    (tmp_path / "set").mkdir()
+    for path in sorted((folder / "good").iterdir())[:10]:
+        shutil.copyfile(path, tmp_path / "set" / os.fsdecode(b"\xfe-" + path.name.encode()))
+    (tmp_path / "set" / odd).write_bytes(b"no image")
+    out = tmp_path / "out"
+    _, summary = train_good_only(TrainSettings(str(tmp_path / "set"), out, size_px=(64, 64)))
+    (skipped,) = open_bundle(out).about["skipped"]
+    assert skipped[0] == odd
+    members = from_csv(read_report(out, NAME), "it")
+    assert all((tmp_path / "set" / member.sample.name).is_file() for member in members)
+    print_json(summary)
+    assert json.loads(capsysbinary.readouterr().out)["skipped"] == [skipped]
+    print_good_only(summary)
+    assert rb"first: 'odd-\udcff.png': " in capsysbinary.readouterr().out
 
 
 def test_what_cannot_be_is_one_clear_error(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from engine.choice import open_for
 from engine.featurizer import GRID_STRIDE
 from engine.heads import stack
 from engine.preprocess import preprocess
-from trainer.train import TrainSettings, train
+from trainer.settings import TrainSettings
+from trainer.train import train
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,8 @@ from engine.bundle import open_bundle
 from trainer.cli import train as train_command
 from trainer.errors import ChanceError
 from trainer.escapes import Bound
-from trainer.train import TrainSettings, train
+from trainer.settings import TrainSettings
+from trainer.train import train
 
 if TYPE_CHECKING:
     from pathlib import Path

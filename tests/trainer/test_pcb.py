@@ -19,9 +19,11 @@ from engine.specs import ImageSpec
 from trainer.classifier import Recipe, Table, evidence_model, pooled_model, table
 from trainer.cross_validation import FOLDS, judge_held_out
 from trainer.features import extract
+from trainer.good_only import train_good_only
 from trainer.selection import few_recipe
+from trainer.settings import TrainSettings
 from trainer.split import first_of_each, group_ids, grouped_folds
-from trainer.train import TrainSettings, train
+from trainer.train import train
 from trainer.turns import all_turns, turned
 
 if TYPE_CHECKING:
@@ -206,6 +208,22 @@ def test_the_hottest_location_lies_on_the_defect(
     )
     assert np.mean(inside) >= 0.95
     assert np.mean(at_random) < 0.25
+
+
+def test_good_crops_alone_tell_defects_on_boards_never_seen(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pcb = shared_data / "data" / "pcb"
+    settings = TrainSettings(str(pcb), tmp_path / "bundle", groups=pcb / "groups.csv", fail_class="fail", seed=0)
+    summary = train_good_only(settings)[1]
+    held = summary["held_out"]
+    tell(
+        capsys,
+        f"pcb, good crops alone: AUROC {held['auroc']:.4f} of {held['images']} crops of {held['groups']} boards held "
+        f"out, {held['defects']} of them defects; took {summary['seconds']:.0f} s",
+    )
+    assert held["defects"] > 0
+    assert held["auroc"] >= 0.87
 
 
 def near_a_box(boards: Boards, name: str, shape: tuple[int, int]) -> np.ndarray:

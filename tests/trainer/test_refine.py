@@ -12,7 +12,8 @@ import pytest
 from engine.bundle import open_bundle, read_report
 from engine.errors import BundleError, InputError
 from trainer.errors import LabelError, SourceError
-from trainer.train import TrainSettings, train
+from trainer.settings import TrainSettings
+from trainer.train import train
 from trainer.training_set import NAME, from_csv
 
 if TYPE_CHECKING:

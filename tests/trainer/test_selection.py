@@ -11,8 +11,8 @@ import pytest
 from engine.specs import ImageSpec
 from trainer.labels import label_source
 from trainer.selection import _sizes
+from trainer.settings import TrainSettings
 from trainer.sources import open_source
-from trainer.train import TrainSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,8 +19,9 @@ from tests.bundles import FEATURIZER, graph, pictures, small_head
 from trainer.cli import parse_size
 from trainer.features import extract
 from trainer.patch_evidence import PatchEvidence
+from trainer.settings import TrainSettings
 from trainer.tiling import cut, tiled
-from trainer.train import TrainSettings, train
+from trainer.train import train
 from trainer.turns import turned
 
 if TYPE_CHECKING:

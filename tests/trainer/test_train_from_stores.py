@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from engine.bundle import open_bundle
-from trainer.train import TrainSettings, train
+from trainer.settings import TrainSettings
+from trainer.train import train
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from trainer.training_set import from_csv, to_csv
 
 SAMPLES = [
     Sample("good/1.jpg", "good", is_defect=False, group="lot 1", extra={"station": "press, 1"}),
-    Sample('bad/"ü"\n.jpg', "bad", is_defect=True),
+    Sample('bad/"ü"\n\udcff.jpg', "bad", is_defect=True),
 ]
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from engine.bundle import Bundle
 
+GOOD_ONLY = "good-only"
+"""What a bundle of good parts alone tells as its mode."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
@@ -88,6 +91,11 @@ class Acceptance:
     used_images: int = 0
     used_defects: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_good_only(self) -> bool:
+        """Whether no defect was trained on: then there is no probability, no defect rate and no cost."""
+        return self.about.get("mode") == GOOD_ONLY
 
     @property
     def about(self) -> dict[str, Any]:

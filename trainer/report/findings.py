@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,16 +16,16 @@ from trainer.report.curves import (
     has_both,
     histogram,
 )
-from trainer.report.data import Judged
 from trainer.report.tables import breakdowns, confusion
-from trainer.report.words import costs_of, escapes_at_most, expense, limits, verdict
+from trainer.report.verdict import escapes_at_most, expense, verdict
+from trainer.report.words import costs_of, limits
 
 if TYPE_CHECKING:
     from engine.prediction import OperatingPoint
     from trainer.report.curves import CalibrationCurve, Curves
-    from trainer.report.data import Acceptance
+    from trainer.report.data import Acceptance, Judged
     from trainer.report.tables import Breakdown, Confusion
-    from trainer.report.words import Expense, Verdict
+    from trainer.report.verdict import Expense, Verdict
 
 SCHEMA = 1
 _DECIMALS = 6
@@ -146,15 +146,10 @@ def _evidence(acceptance: Acceptance, judged: Judged) -> Evidence:
     about, rate = acceptance.about, acceptance.bundle.defect_rate
     found, costs = confusion(judged), costs_of(about)
     both = has_both(judged.defect)
+    weighed = both and not acceptance.is_good_only
     edges, good = histogram(judged.probability[~judged.defect])
     _, defects = histogram(judged.probability[judged.defect])
-    own_rate = Judged(
-        judged.names,
-        judged.defect,
-        judged.groups,
-        at_rate(judged.probability, rate, float(about.get("trained_defect_rate", rate))),
-        judged.decision,
-    )
+    own_rate = _at_own_rate(acceptance, judged) if weighed else None
     return Evidence(
         images=len(judged),
         defects=int(judged.defect.sum()),
@@ -162,10 +157,17 @@ def _evidence(acceptance: Acceptance, judged: Judged) -> Evidence:
         confusion=found,
         histogram=Histogram(edges, good, defects),
         curves=curves(judged) if both else None,
-        cost=cost_curve(judged, costs, rate) if both else None,
-        spent=expense(about, found, rate),
-        calibration=calibration_curve(own_rate) if both else None,
+        cost=cost_curve(judged, costs, rate) if weighed else None,
+        spent=expense(about, found, rate) if weighed else None,
+        calibration=None if own_rate is None else calibration_curve(own_rate),
     )
+
+
+def _at_own_rate(acceptance: Acceptance, judged: Judged) -> Judged:
+    """With the probabilities that fit the training images' own share of defects."""
+    rate = acceptance.bundle.defect_rate
+    own = at_rate(judged.probability, rate, float(acceptance.about.get("trained_defect_rate", rate)))
+    return replace(judged, probability=own)
 
 
 def _between(tables: tuple[Breakdown, ...]) -> tuple[float, float] | None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from engine.scorer import Scorer
     from trainer.dataset import Dataset
     from trainer.report.data import Picture
-    from trainer.selection import Chosen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +27,8 @@ class Run:
     """A training run on n images.
 
     Attributes:
-        chosen: the images, which of them were used and which held out.
+        data: all images.
+        used, held: rows that were trained on and that were held out.
         point: the operating point that is written, of all stations that have none of their own.
         predictions: of the images held out, at their station's point, by the written model through the serving path.
         out_of_fold: (n,) calibrated probability at the training images' own rate, from models that had not seen the
@@ -36,16 +36,13 @@ class Run:
         columns: name of a breakdown -> (n,) values.
     """
 
-    chosen: Chosen
+    data: Dataset
+    used: np.ndarray
+    held: np.ndarray
     point: OperatingPoint
     predictions: Sequence[Prediction]
     out_of_fold: np.ndarray | None
     columns: Mapping[str, Sequence[str]]
-
-    @property
-    def data(self) -> Dataset:
-        """All images."""
-        return self.chosen.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class Seen:
 def look(scorer: Scorer, read: Callable[[str], bytes], run: Run) -> Seen:
     """Take the pictures that the report shows; reads some three dozen images again."""
     samples = run.data.samples
-    held = held_out_pictures(scorer, read, [samples[row] for row in run.chosen.held], run.predictions, run.point)
+    held = held_out_pictures(scorer, read, [samples[row] for row in run.held], run.predictions, run.point)
     if run.out_of_fold is None:
         return Seen(held, ())
     rows = doubtful_rows(run.out_of_fold, run.data.defect)
@@ -75,22 +72,22 @@ def gather(bundle: Bundle, run: Run, seen: Seen, settings: Mapping[str, str]) ->
         everything=None if run.out_of_fold is None else _everything(bundle, run, run.out_of_fold),
         pictures=seen.held,
         doubtful=seen.doubtful,
-        used_groups=_groups(run, run.chosen.used),
-        held_groups=_groups(run, run.chosen.held),
-        used_images=len(run.chosen.used),
-        used_defects=int(run.data.defect[run.chosen.used].sum()),
+        used_groups=_groups(run, run.used),
+        held_groups=_groups(run, run.held),
+        used_images=len(run.used),
+        used_defects=int(run.data.defect[run.used].sum()),
         settings=settings,
     )
 
 
 def _held(run: Run) -> Judged:
     return Judged(
-        names=tuple(run.data.samples[row].name for row in run.chosen.held),
-        defect=run.data.defect[run.chosen.held],
-        groups=run.data.groups[run.chosen.held],
+        names=tuple(run.data.samples[row].name for row in run.held),
+        defect=run.data.defect[run.held],
+        groups=run.data.groups[run.held],
         probability=np.array([prediction.defect_probability for prediction in run.predictions]),
         decision=np.array([prediction.decision for prediction in run.predictions]),
-        columns={name: tuple(values[row] for row in run.chosen.held) for name, values in run.columns.items()},
+        columns={name: tuple(values[row] for row in run.held) for name, values in run.columns.items()},
     )
 
 

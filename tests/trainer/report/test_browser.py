@@ -11,7 +11,8 @@ from engine.bundle import open_bundle, read_report
 from tests.browser import opened
 from trainer.rendered import render_line
 from trainer.report.page import FIGURES, PAGE
-from trainer.train import TrainSettings, train
+from trainer.settings import TrainSettings
+from trainer.train import train
 
 if TYPE_CHECKING:
     from pathlib import Path

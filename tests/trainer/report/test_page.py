@@ -191,6 +191,33 @@ def test_good_parts_alone_make_a_page_that_says_what_is_unknown() -> None:
     assert [own["id"] for own in page.all("section")] == list(SECTIONS)
 
 
+def test_defects_that_were_only_judged_are_told_without_probabilities_and_costs() -> None:
+    about = {
+        "mode": "good-only",
+        "false_rejects": {
+            "held_out_good_parts": 40,
+            "false_rejects": 0,
+            "false_reject_at_most": 0.001,
+            "confidence": 0.95,
+            "meaning": "the number is no probability",
+        },
+    }
+    held = judged(60)
+    held = replace(held, decision=np.where(held.defect, held.decision, "fail"))
+    page = read(acceptance(held=held, everything=None, pictures=(), doubtful=(), about=about))
+    for words in (
+        "It tells these defects from good parts; what it does with others is open",
+        "A part fails from a number of 0.",
+        "40 good parts that were trained on, each judged by a model of other groups: 0 of them would fail",
+        "Of the good parts held out 100",
+        "This cannot be said",
+        "Costs cannot be told",
+    ):
+        assert words in page.words
+    assert "--defect-rate" not in page.words.split("Signature")[0]
+    assert "cost" not in {own.get("id") for own in page.all("svg")}
+
+
 def test_a_bundle_that_tells_nothing_of_itself_makes_a_page() -> None:
     whole = acceptance(everything=None, pictures=(), doubtful=(), used_groups=(), held_groups=(), settings={})
     page = read(replace(whole, bundle=replace(whole.bundle, about={})))

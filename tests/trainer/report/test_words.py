@@ -13,7 +13,8 @@ from trainer.operating_point import Costs
 from trainer.report.data import Acceptance, Judged
 from trainer.report.findings import find
 from trainer.report.tables import Share, confusion
-from trainer.report.words import amount, counted, escapes_at_most, expense, percent
+from trainer.report.verdict import escapes_at_most, expense
+from trainer.report.words import amount, counted, percent
 
 GIVEN = {"defect_rate_given": True}
 
