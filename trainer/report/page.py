@@ -76,6 +76,7 @@ def page(acceptance: Acceptance, findings: Findings) -> str:
     )
     environment.filters |= {
         "percent": words.percent,
+        "percent_up": words.percent_up,
         "figure": words.figure,
         "amount": words.amount,
         "counted": words.counted,

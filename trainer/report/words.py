@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def _on_defects(found: Confusion) -> list[str]:
     defects = found.escapes.among
     if not defects:
         return ["No defect was held out: the share of defects that would pass is unknown."]
-    best = percent(at_most(0, defects))
+    best = percent_up(at_most(0, defects))
     return [f"{defects} defects were held out: even without a single mistake so few show no less than {best} escapes."]
 
 
@@ -155,7 +156,7 @@ def counted(share: Share) -> str:
         return "none were there"
     seen = "none" if not share.events else str(share.events)
     part = f", {percent(share.events / share.among)}" if share.events else ""
-    return f"{seen} of {share.among}{part} (at most {percent(share.at_most)})"
+    return f"{seen} of {share.among}{part} (at most {percent_up(share.at_most)})"
 
 
 def percent(share: float) -> str:
@@ -163,9 +164,18 @@ def percent(share: float) -> str:
     value = 100 * share
     if 0 < value < 0.01:  # noqa: PLR2004 - the smallest that is told
         return f"<{_SPACE}0.01{_SPACE}%"
-    digits = 0 if value >= 99.95 or value == 0 else 1 if value >= 1 else 2  # noqa: PLR2004
-    text = f"{value:.{digits}f}"
-    return f"{text}{_SPACE}%"
+    return f"{value:.{_digits(value)}f}{_SPACE}%"
+
+
+def percent_up(share: float) -> str:
+    """An upper bound, as `percent` but never below it: .1113 is at most 11.2 %."""
+    steps = 10 ** _digits(100 * share)
+    return percent(math.ceil(round(100 * share * steps, 6)) / steps / 100)
+
+
+def _digits(value: float) -> int:
+    """Decimals that a number of per cent is told with."""
+    return 0 if value >= 99.95 or value == 0 else 1 if value >= 1 else 2  # noqa: PLR2004
 
 
 def figure(value: float) -> str:

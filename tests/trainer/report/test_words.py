@@ -130,7 +130,7 @@ def test_figures_as_people_read_them() -> None:
         "100 %",
     ]
     assert counted(Share.of(0, 60)).replace("\u202f", " ") == "none of 60 (at most 4.9 %)"
-    assert counted(Share.of(3, 60)).replace("\u202f", " ") == "3 of 60, 5.0 % (at most 12.4 %)"
+    assert counted(Share.of(3, 60)).replace("\u202f", " ") == "3 of 60, 5.0 % (at most 12.5 %)"
     assert counted(Share.of(0, 0)) == "none were there"
     assert (amount(12.34), amount(123456.7).replace("\u202f", " ")) == ("12.3", "123 457")
 
