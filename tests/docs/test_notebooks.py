@@ -205,7 +205,6 @@ def test_a_line_that_is_left_running_ends_with_its_kernel(trained: tuple[Any, Pa
 
 
 @pytest.mark.slow
-@pytest.mark.kafka
-@pytest.mark.parametrize("name", [DATA, TRAIN, DEPLOY])
+@pytest.mark.parametrize("name", [DATA, TRAIN, pytest.param(DEPLOY, marks=pytest.mark.kafka)])
 def test_it_needs_no_data(name: str) -> None:
-    assert pictures(run(name, PER_STATION=24)) != []
+    assert pictures(run(name, RENDERED=30, **SMALL)) != []
