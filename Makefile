@@ -9,7 +9,7 @@
 unexport PYTHONPATH PYTHONHOME
 
 BIN := .venv/bin
-PYTHON_FILES := consumer trainer engine framegate.py tests
+PYTHON_FILES := consumer trainer engine framegate.py tests docs/notebooks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
