@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.bundle import open_bundle
 from engine.errors import BundleError, InputError
 from engine.specs import Region
+from trainer.escapes import Bound
 from trainer.label_csv import DEFAULT_COLUMNS
 from trainer.labels import label_source
 from trainer.operating_point import Costs
 from trainer.refine import open_refined
+from trainer.settings import TrainSettings
 from trainer.sources import open_source
 from trainer.spark_reading import LIMITS
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from trainer.labels import Labelling
     from trainer.progress import Step
     from trainer.refine import Refined
-    from trainer.settings import TrainSettings
     from trainer.sources import Source
 
 
@@ -76,6 +78,22 @@ def refined_of(settings: TrainSettings, progress: Callable[[Step], None]) -> Ref
         )
         raise InputError(msg)
     return open_refined(settings.refine, settings.reviews, settings.source, tell=progress)
+
+
+def inherited(settings: TrainSettings, refined: Refined | None) -> TrainSettings:
+    """The settings, with the earlier bundle's costs, bound and defect rate (the line's own) where none were given."""
+    if refined is None:
+        return settings
+    about, own = refined.bundle.about, TrainSettings(settings.source, settings.out)
+    costs, bound, rate = settings.costs, settings.bound, settings.defect_rate
+    if costs == own.costs and "costs" in about:
+        costs = Costs(**about["costs"])
+    if bound == own.bound and "operating_point" in about:
+        asked = about["operating_point"]
+        bound = Bound(asked["max_escape_rate"], asked["confidence"], accept_unproved=asked["proved"] is False)
+    if rate is None and about.get("defect_rate_given"):
+        rate = refined.bundle.defect_rate
+    return replace(settings, costs=costs, bound=bound, defect_rate=rate)
 
 
 def given_featurizer(settings: TrainSettings) -> Bundle | None:

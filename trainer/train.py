@@ -27,7 +27,7 @@ from trainer.evaluate import calibration_metrics, evaluate
 from trainer.feature_store import FeatureCache
 from trainer.learning_curve import learning_curve
 from trainer.limits import held_back_distances, limits_of, pixel_limits
-from trainer.opening import given_featurizer, labels_of, refined_of, refuse_existing, source_of
+from trainer.opening import given_featurizer, inherited, labels_of, refined_of, refuse_existing, source_of
 from trainer.operating_point import at_rate, from_costs, shift_to_rate
 from trainer.progress import Step, Stopwatch
 from trainer.report.gather import Run, gather, look
@@ -72,6 +72,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     for path in (settings.out, settings.held_out):
         refuse_existing(path)
     refined = refined_of(settings, progress)
+    settings = inherited(settings, refined)
     given = refined.bundle if refined else given_featurizer(settings)
     cache = FeatureCache(settings.features, settings.features_limit_gib)
     with refined.source if refined else source_of(settings, progress) as source, cache:

@@ -12,6 +12,9 @@ import pytest
 from engine.bundle import open_bundle, read_report
 from engine.errors import BundleError, InputError
 from trainer.errors import LabelError, SourceError
+from trainer.opening import inherited
+from trainer.operating_point import Costs
+from trainer.refine import Refined
 from trainer.settings import TrainSettings
 from trainer.train import train
 from trainer.training_set import NAME, from_csv
@@ -38,7 +41,10 @@ def earlier(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             _copy(path, folder / "frames" / f"{label}_{path.name}")
     wrong = sorted((folder / "images" / "good").iterdir())[5]
     wrong.rename(folder / "images" / "fail" / f"wrong_{wrong.name}")
-    train(TrainSettings(str(folder / "images"), folder / "first", size_px=(96, 96), seed=3))
+    costs = Costs(escape=9.0)
+    train(
+        TrainSettings(str(folder / "images"), folder / "first", size_px=(96, 96), seed=3, costs=costs, defect_rate=0.1)
+    )
     return folder
 
 
@@ -95,6 +101,14 @@ def test_the_featurizer_stays_and_the_earlier_bundle_is_judged_on_the_same_image
     assert first.digest != second.digest
     assert refined["refined"]["bundle"] == first.digest
     assert refined["refined"]["before"]["images"] == refined["held_out"]["images"]
+
+
+def test_costs_and_the_line_s_rate_stay_unless_others_are_given(earlier: Path, refined: dict[str, Any]) -> None:
+    assert refined["defect_rate"] == 0.1
+    assert refined["threshold"] == pytest.approx(1 / 10)
+    own = TrainSettings(None, earlier / "x", refine=str(earlier / "first"), costs=Costs(escape=2.0), defect_rate=0.2)
+    unseen: Any = None
+    assert inherited(own, Refined(open_bundle(earlier / "first"), unseen, unseen, {}, {})) == own
 
 
 def test_a_refined_bundle_is_refined_again(earlier: Path, refined: dict[str, Any], tmp_path: Path) -> None:
