@@ -14,6 +14,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from engine.heads import Calibration
 from trainer.patch_evidence import PatchEvidence
@@ -134,10 +135,15 @@ def evidence_model(data: Table, recipe: Recipe, rows: np.ndarray) -> PatchEviden
 
 
 def pooled_model(data: Table, recipe: Recipe, rows: np.ndarray) -> Pipeline:
-    """The pooled regression fitted on `rows`, or on `MOST_POOLED` of them."""
+    """The pooled regression fitted on `rows`, or on `MOST_POOLED` of them.
+
+    By one thread: its steps are so short that several spend ten times as long waiting for each other, and how many
+    there are would decide the last bits.
+    """
     rows = _spread(rows, data.defect[rows])
     regression = LogisticRegression(C=recipe.strength, class_weight="balanced", max_iter=1000)
-    return make_pipeline(StandardScaler(), regression).fit(data.pooled[rows], data.defect[rows])
+    with threadpool_limits(1, "blas"):
+        return make_pipeline(StandardScaler(), regression).fit(data.pooled[rows], data.defect[rows])
 
 
 def _spread(rows: np.ndarray, defect: np.ndarray) -> np.ndarray:
