@@ -22,8 +22,9 @@ def widened(values: np.ndarray) -> np.ndarray:
     """(n, ..., c) float16 or float32 as float32, contiguous."""
     if values.dtype != np.float16:
         return np.ascontiguousarray(values, np.float32)
+    if not values.size:
+        return np.zeros(values.shape, np.float32)
     flat = values.reshape(-1, values.shape[-1])  # a view where only columns were cut off
     wide = np.empty(flat.shape, np.float32)
-    if wide.size:
-        cv2.add(flat, _NOTHING, dst=wide, dtype=cv2.CV_32F)
+    cv2.add(flat, _NOTHING, dst=wide, dtype=cv2.CV_32F)
     return wide.reshape(values.shape)

@@ -123,3 +123,14 @@ def test_the_basis_changes_the_way_and_not_the_goal() -> None:
         weights, bias = objective.unfold(plain.x)
         expected = sweep.evidence(weights) + bias
     np.testing.assert_allclose(model.decision_function(x), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_network_cut_before_its_coarse_taps_has_none_of_their_channels(dtype: type[np.floating]) -> None:
+    x, y = one_bad_spot(40, 6)
+    fine = x[:, :, : 4 * FINE].astype(dtype)
+    model = PatchEvidence(FINE).fit(fine, y)
+    assert model.weights_.shape == (FINE,)
+    locations = fine.astype(np.float32).reshape(len(x), -1, FINE) @ model.weights_
+    expected = np.log(np.exp(locations).mean(1)) + model.bias_
+    np.testing.assert_allclose(model.decision_function(fine), expected, rtol=1e-4, atol=1e-4)
