@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.plan_cache import default_folder
 from engine.progress import progress_bar
 from engine.specs import Region
-from trainer.cli_good_only import print_good_only, print_report, refuse_good_only_options
+from trainer.cli_good_only import print_end, print_found, print_good_only, refuse_good_only_options
 
 if TYPE_CHECKING:
     from trainer.progress import Step
@@ -267,7 +267,6 @@ def parse_taps(text: str) -> tuple[int, ...]:
 
 def _print_summary(summary: dict[str, Any]) -> None:
     from trainer.acceptance import rate_words  # noqa: PLC0415 - it is there since the training
-    from trainer.archives import show  # noqa: PLC0415
 
     held, validated = summary["held_out"], summary["cross_validated"]
     click.echo(f"bundle   {summary['bundle']}  (name {summary['name']}, digest {summary['digest'][:12]})")
@@ -292,17 +291,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if "refined" in summary:
         _print_refined(summary["refined"])
     click.echo(f"curve    {summary['learning_curve']['says']}")
-    for check, state in summary["camera_checks"].items():
-        click.echo(f"camera   {check} check {state}")
-    for note in summary["notes"]:
-        click.echo(f"note     {note}")
-    if summary["skipped"]:
-        name, why = summary["skipped"][0]
-        click.echo(f"skipped  {len(summary['skipped'])} files; first: {show(name)}: {why}")
+    print_found(summary)
     features = summary["features"]
     click.echo(f"features {features['found']} found in the cache, {features['computed']} computed")
-    print_report(summary)
-    click.echo(f"took     {summary['seconds']:.1f} s")
+    print_end(summary)
 
 
 def _print_decides(summary: dict[str, Any]) -> None:

@@ -55,6 +55,12 @@ def print_good_only(summary: dict[str, Any]) -> None:
             f"all      {validated['folds']} parts by group, each judged by good parts of the others: AUROC "
             f"{validated['auroc']:.4f} (mean of parts {mean})"
         )
+    print_found(summary)
+    print_end(summary)
+
+
+def print_found(summary: dict[str, Any]) -> None:
+    """What training of either mode noticed of the images."""
     for check, state in summary["camera_checks"].items():
         click.echo(f"camera   {check} check {state}")
     for note in summary["notes"]:
@@ -62,16 +68,15 @@ def print_good_only(summary: dict[str, Any]) -> None:
     if summary["skipped"]:
         name, why = summary["skipped"][0]
         click.echo(f"skipped  {len(summary['skipped'])} files; first: {show(name)}: {why}")
-    print_report(summary)
-    click.echo(f"took     {summary['seconds']:.1f} s")
 
 
-def print_report(summary: dict[str, Any]) -> None:
-    """Where the acceptance report is, for people."""
+def print_end(summary: dict[str, Any]) -> None:
+    """Where the acceptance report is, and what it all took."""
     if summary["report"]:
         bundle = summary["bundle"]
         page = f"framegate report {bundle}" if bundle.endswith(".zip") else f"{bundle}/{summary['report']}"
         click.echo(f"report   {page}")
+    click.echo(f"took     {summary['seconds']:.1f} s")
 
 
 def _share(value: float | None) -> str:

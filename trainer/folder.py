@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from trainer.progress import Step
 
 
+def read_file(path: Path, limit_bytes: int) -> bytes:
+    """The whole content of one file. Raises MemberError where it cannot be read, or is larger than it may be."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit_bytes + 1)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise MemberError(msg) from error
+    if len(content) > limit_bytes:
+        msg = f"{path} is larger than {limit_bytes:,} bytes: expected one image; take it out"
+        raise MemberError(msg)
+    return content
+
+
 class Folder:
     """A folder as a `trainer.sources.Store`. Links are followed only to files inside it."""
 
@@ -46,17 +60,7 @@ class Folder:
         if name not in self.sizes:
             msg = f"{show(name)} is not in {self._root}: expected a name from its listing"
             raise MemberError(msg)
-        limit_bytes = self._limits.max_member_bytes
-        try:
-            with (self._root / name).open("rb") as file:
-                content = file.read(limit_bytes + 1)
-        except OSError as error:
-            msg = f"{self._root / name} cannot be read: {error.strerror}"
-            raise MemberError(msg) from error
-        if len(content) > limit_bytes:
-            msg = f"{self._root / name} is larger than {limit_bytes:,} bytes: expected one image; take it out"
-            raise MemberError(msg)
-        return content
+        return read_file(self._root / name, self._limits.max_member_bytes)
 
     def fetch(self, names: Sequence[str], tell: Callable[[Step], None]) -> None:
         """Everything is here."""

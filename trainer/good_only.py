@@ -18,13 +18,12 @@ import numpy as np
 
 from engine.arenas import keep_freed
 from engine.backbone import build_serving_graph
-from engine.bundle import Bundle, Classes, sealed, write_bundle
+from engine.bundle import Bundle, Classes
 from engine.choice import open_for
 from engine.errors import GraphError
 from engine.featurizer import DEFAULT_BACKBONE, FeaturizerSpec, architecture
 from engine.heads import Head
 from engine.scorer import Scorer
-from trainer import training_set
 from trainer.answers import answers_of, odd_rows
 from trainer.dataset import median_size, open_dataset, scaled
 from trainer.evaluate import evaluate
@@ -35,12 +34,13 @@ from trainer.good_scores import across_folds
 from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.opening import labels_of, refuse_existing, refuse_two_class_settings, source_of
 from trainer.progress import Step
-from trainer.report.gather import Run, gather, look
+from trainer.report.gather import Run, look
 from trainer.samples import write_samples
 from trainer.split import good_folds, good_holdout
 from trainer.stream_limits import drift_limit, stream_limits
-from trainer.telling import breakdowns, of_cache, of_images, of_network, summary
+from trainer.telling import breakdowns, of_cache, of_images, of_network
 from trainer.tiling import cut, tiled
+from trainer.writing import write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,16 +129,15 @@ def train_good_only(
         "notes": [*data.notes, *_on_defects(data, labelling), *fitted.notes],
         "seconds": round(time.perf_counter() - start_s, 3),
     }
-    whole = replace(bundle, about=about, reference=answers.reference)
-    report = {training_set.NAME: training_set.to_csv(data.samples, features.sha256, held)}
-    if seen is not None:
-        progress(Step("report"))
-        from trainer.report.page import report_files  # noqa: PLC0415 - matplotlib is for who wants a report
-
-        report |= report_files(gather(sealed(whole), run, seen, {"--mode": MODE, **settings.told()}))
-    progress(Step("write"))
-    written = write_bundle(settings.out, whole, report)
-    return written, summary(settings.out, written, has_report=seen is not None)
+    return write_trained(
+        settings.out,
+        replace(bundle, about=about, reference=answers.reference),
+        run,
+        seen,
+        sha256=features.sha256,
+        options={"--mode": MODE, **settings.told()},
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

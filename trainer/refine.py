@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from engine.bundle import open_bundle, read_report
 from trainer import training_set
 from trainer.archives import Limits, show
-from trainer.errors import LabelError, MemberError, SourceError
+from trainer.errors import LabelError, SourceError
+from trainer.folder import read_file
 from trainer.labels import Labelling, Sample
 from trainer.reviews import read_reviews
 from trainer.sources import Item, Source, open_source
@@ -168,15 +169,7 @@ class _Joined:
         path = self._path(name)
         if path is None:
             return self._base.read(name)
-        try:
-            size = path.stat().st_size
-            if size > self._limits.max_member_bytes:
-                msg = f"{path} has {size:,} bytes: expected one image of at most {self._limits.max_member_bytes:,}"
-                raise MemberError(msg)
-            return path.read_bytes()
-        except OSError as error:
-            msg = f"{path} cannot be read: {error.strerror}"
-            raise MemberError(msg) from error
+        return read_file(path, self._limits.max_member_bytes)
 
     def groups_csv(self) -> str | None:
         """None: the labels are known."""

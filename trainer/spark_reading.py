@@ -17,6 +17,7 @@ from engine.remote import open_store
 from engine.remote_words import Stamp, Wanted
 from trainer.archives import Limits, member_path, show
 from trainer.errors import MemberError, SourceError
+from trainer.folder import read_file
 from trainer.sources import open_source
 
 if TYPE_CHECKING:
@@ -171,20 +172,11 @@ class _Folder:
 
     def read(self, entry: Entry) -> bytes:
         """See `Reader`."""
-        path, limit_bytes = self._root / entry.key, LIMITS.max_member_bytes
+        path = self._root / entry.key
         if not path.resolve().is_relative_to(self._root):
             msg = f"{show(entry.name)} leads out of {self._root}: expected a file in it"
             raise MemberError(msg)
-        try:
-            with path.open("rb") as file:
-                content = file.read(limit_bytes + 1)
-        except OSError as error:
-            msg = f"{path} cannot be read: {error.strerror}"
-            raise MemberError(msg) from error
-        if len(content) > limit_bytes:
-            msg = f"{path} is larger than {limit_bytes:,} bytes: expected one image; take it out"
-            raise MemberError(msg)
-        return content
+        return read_file(path, LIMITS.max_member_bytes)
 
     def close(self) -> None:
         """Nothing is held open."""

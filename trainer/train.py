@@ -12,12 +12,11 @@ import numpy as np
 
 from engine.arenas import keep_freed
 from engine.backbone import build_serving_graph
-from engine.bundle import Bundle, Classes, sealed, write_bundle
+from engine.bundle import Bundle, Classes
 from engine.choice import open_for
 from engine.errors import GraphError
 from engine.heads import Head
 from engine.scorer import Scorer
-from trainer import training_set
 from trainer.acceptance import HeldOut, accept, refuse_chance
 from trainer.answers import answers_of, balanced_rows
 from trainer.classifier import at_rows, calibrate, fit_parts, out_of_fold
@@ -30,13 +29,14 @@ from trainer.limits import held_back_distances, limits_of, pixel_limits
 from trainer.opening import given_featurizer, inherited, labels_of, refined_of, refuse_existing, source_of
 from trainer.operating_point import at_rate, from_costs, shift_to_rate
 from trainer.progress import Step, Stopwatch
-from trainer.report.gather import Run, gather, look
+from trainer.report.gather import Run, look
 from trainer.samples import write_samples
 from trainer.selection import FOLDS, choose
 from trainer.split import grouped_folds
 from trainer.stored_rows import take
 from trainer.stream_limits import drift_limit, stream_limits
-from trainer.telling import breakdowns, of_cache, of_images, of_network, summary
+from trainer.telling import breakdowns, of_cache, of_images, of_network
+from trainer.writing import write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,18 +116,18 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
         "steps_s": {name: round(lasted_s, 3) for name, lasted_s in watch.seconds().items()},
         "seconds": round(time.perf_counter() - start_s, 3),
     }
-    whole = replace(bundle, about=about, reference=answers.reference)
-    report = {training_set.NAME: training_set.to_csv(data.samples, chosen.features.sha256, held)}
-    if seen is not None:
-        progress(Step("report"))
-        from trainer.report.page import report_files  # noqa: PLC0415 - matplotlib is for who wants a report
-
-        report |= report_files(gather(sealed(whole), run, seen, settings.told()))
-    progress(Step("write"))
-    written = write_bundle(settings.out, whole, report)
+    written = write_trained(
+        settings.out,
+        replace(bundle, about=about, reference=answers.reference),
+        run,
+        seen,
+        sha256=chosen.features.sha256,
+        options=settings.told(),
+        progress=progress,
+    )
     if cache.elsewhere is not None:
         cache.elsewhere.forget()
-    return written, summary(settings.out, written, has_report=seen is not None)
+    return written
 
 
 def _accept(
