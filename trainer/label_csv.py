@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import astuple, dataclass, fields
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from trainer.archives import show
-from trainer.errors import LabelError, SourceError
+from trainer.csv_rows import csv_rows, decode_csv, posix_name
+from trainer.errors import LabelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,19 +58,6 @@ class Row:
     label: str
     group: str | None
     extra: Mapping[str, str]
-
-
-def decode_csv(content: bytes, origin: str) -> str:
-    """Text of a CSV file as spreadsheets save it: UTF-8, with or without a byte order mark.
-
-    Raises:
-        SourceError: the bytes are not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        msg = f"{origin} is not UTF-8 text ({error.reason} at byte {error.start}): save it as 'CSV UTF-8'"
-        raise SourceError(msg) from error
 
 
 def read_groups_file(path: Path) -> str:
@@ -154,18 +139,13 @@ def _find(row: Row, index: Mapping[str, str | None]) -> str | None:
 
 
 def _read_rows(text: str, meant: Columns) -> list[Row]:
-    """The lines of the CSV file; comma, semicolon or tab."""
-    header = text.lstrip("\ufeff").partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=delimiter)
-    try:
-        table = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        msg = f"groups file: line {reader.line_num} is not CSV ({error}); expected columns file,label,group"
-        raise LabelError(msg) from error
-    columns = [cell.strip().casefold() for cell in table[0][1]] if table else []
-    _refuse_columns(columns, meant)
-    return [_row(line, cells, columns, meant) for line, cells in table[1:]]
+    """The lines of the CSV file."""
+
+    def refuse(columns: Sequence[str]) -> None:
+        _refuse_columns(columns, meant)
+
+    lines = csv_rows(text, "groups file", "file,label,group", refuse, strict=False)
+    return [_row(line, values, meant) for line, values in lines]
 
 
 def _refuse_columns(columns: Sequence[str], meant: Columns) -> None:
@@ -184,13 +164,9 @@ def _refuse_columns(columns: Sequence[str], meant: Columns) -> None:
     raise LabelError(msg)
 
 
-def _row(line: int, cells: list[str], columns: list[str], meant: Columns) -> Row:
+def _row(line: int, values: dict[str, str], meant: Columns) -> Row:
     """One line, checked."""
-    if len(cells) != len(columns):
-        msg = f"groups file: line {line} has {len(cells)} cells, expected {len(columns)} as in the header"
-        raise LabelError(msg)
-    values = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
-    file = "/".join(PurePosixPath(values.pop(meant.file).replace("\\", "/")).parts)
+    file = posix_name(values.pop(meant.file))
     if not file:
         msg = f"groups file: line {line} names no file; expected a path inside the source"
         raise LabelError(msg)

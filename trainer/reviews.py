@@ -9,16 +9,13 @@ optional. Further columns are kept for the report's tables.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from trainer.archives import show
+from trainer.csv_rows import csv_rows, decode_csv, posix_name
 from trainer.errors import LabelError
-from trainer.label_csv import decode_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,28 +94,14 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not columns:
-                columns = [cell.strip().casefold() for cell in cells]
-                _require_columns(columns, path)
-                continue
-            if len(cells) != len(columns):
-                msg = f"review file {path}: line {reader.line_num} has {len(cells)} cells, expected {len(columns)}"
-                raise LabelError(msg)
-            yield reader.line_num, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-    except csv.Error as error:
-        msg = f"review file {path}: line {reader.line_num} is not CSV ({error}); expected columns file,label"
-        raise LabelError(msg) from error
+    def refuse(columns: list[str]) -> None:
+        _require_columns(columns, path)
+
+    return csv_rows(text, f"review file {path}", "file,label", refuse, strict=True)
 
 
 def _require_columns(columns: list[str], path: Path) -> None:
-    if not {"file", "label"} <= set(columns) or len(set(columns)) != len(columns):
+    if columns and ({"file", "label"} - set(columns) or len(set(columns)) != len(columns)):
         msg = (
             f"review file {path} has columns {show(','.join(columns))}: expected file,label, each once, and any "
             "further ones, such as group"
@@ -127,7 +110,7 @@ def _require_columns(columns: list[str], path: Path) -> None:
 
 
 def _review(row: dict[str, str], line: int, path: Path, classes: Classes) -> Review | None:
-    file = "/".join(PurePosixPath(row.get("file", "").replace("\\", "/")).parts)
+    file = posix_name(row.get("file", ""))
     if not file:
         msg = f"review file {path}: line {line} names no file; expected a path from the file's own folder on"
         raise LabelError(msg)

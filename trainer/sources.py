@@ -16,10 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 from engine.locations import is_url, shown
 from trainer.archives import Limits, SafeZip, show
+from trainer.csv_rows import decode_csv
 from trainer.errors import SourceError
 from trainer.folder import Folder
 from trainer.kinds import find_groups, is_image, kind_of
-from trainer.label_csv import decode_csv
 from trainer.object_store import open_remote
 
 if TYPE_CHECKING:
