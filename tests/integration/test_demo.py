@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
-SMALL = ["--train-images", "16", "--frames", "12", "--rate", "20"]
+SMALL = ["--train-images", "20", "--frames", "12", "--rate", "20"]
 
 
 def demo(*options: str, temp: Path) -> subprocess.Popen[str]:
