@@ -17,6 +17,7 @@ from kafka.errors import KafkaConfigurationError, KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from consumer.errors import BrokerError
+from consumer.kafka_transport import mend_reading
 from consumer.overheard import overhear
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def bootstrapped(build: Build[Client_co], *, within_s: float) -> Client_co:
         KafkaConfigurationError: one of its settings is wrong.
         NoAnswerError: not within `within_s`, or never.
     """
+    mend_reading()  # or what a broker says as it hangs up may be lost
     end_s = time.monotonic() + within_s
     while True:
         attempt_s = max(1.0, min(ATTEMPT_S, end_s - time.monotonic()))

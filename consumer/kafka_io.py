@@ -40,7 +40,6 @@ from consumer.kafka_client import (
     refused,
     send,
 )
-from consumer.kafka_transport import read_in_large_pieces
 from consumer.ports import Fetched, TenureChange
 from consumer.tenure import Partition
 from consumer.topics import MAX_MESSAGE_BYTES
@@ -185,7 +184,6 @@ class KafkaSource:
         self._answering = True
         self._closed = False
         session_ms = int(session_timeout_s * 1000)
-        read_in_large_pieces()
         build = partial(
             KafkaConsumer,
             **connection.common(),

@@ -8,6 +8,8 @@ import socket
 import ssl
 import struct
 import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,7 @@ from kafka.net import transport as kafka_transport
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from consumer import kafka_transport as ours_transport
-from consumer.kafka_transport import PIECE_BYTES, read_in_large_pieces
+from consumer.kafka_transport import PIECE_BYTES, mend_reading
 from tests.certificates import Authority
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def receive(kind: Any, sock: Any) -> tuple[bytes, Exception | None]:
     """What the client would be given."""
-    read_in_large_pieces()
+    mend_reading()
     transport = kind.__new__(kind)
     transport._sock = sock
     received, trouble = transport._sock_recv()
@@ -130,10 +132,43 @@ def test_tls_keeps_nothing_back(
 
 def test_what_came_before_the_end_is_kept(ends: tuple[socket.socket, socket.socket]) -> None:
     theirs, ours = ends
+    """kafka-python forgets what comes together with an error: first the words, then the end."""
     theirs.sendall(b"last words")
     theirs.close()
+    assert receive(KafkaTCPTransport, ours) == (b"last words", None)
+    assert select.select([ours], [], [], 10)[0]
     received, trouble = receive(KafkaTCPTransport, ours)
-    assert (received, type(trouble)) == (b"last words", KafkaConnectionError)
+    assert (received, type(trouble)) == (b"", KafkaConnectionError)
+
+
+def test_what_came_before_the_end_of_tls_is_kept(ends: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    theirs, ours = ends
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*authority.sign("broker"))
+    trusting = ssl.create_default_context(cafile=str(authority.certificate))
+
+    def say_and_hang_up() -> None:
+        with serving.wrap_socket(theirs, server_side=True) as secured:
+            secured.sendall(b"last words")
+            secured.settimeout(0)
+            with suppress(ssl.SSLWantReadError):  # it does not wait for us to take leave as well, like a broker
+                secured.unwrap()
+
+    saying = threading.Thread(target=say_and_hang_up)
+    saying.start()
+    ours.settimeout(10)
+    with trusting.wrap_socket(ours, server_hostname="127.0.0.1") as secured:
+        secured.settimeout(0)
+        time.sleep(0.2)  # so that all of it is there
+        received, trouble = b"", None
+        while trouble is None:
+            assert select.select([secured], [], [], 10)[0]
+            more, trouble = receive(KafkaSSLTransport, secured)
+            assert not (more and trouble)
+            received += more
+    assert received == b"last words"
+    saying.join(10)
 
 
 def test_a_connection_that_is_reset_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
