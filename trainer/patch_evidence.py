@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
 
     from trainer.stored_rows import Rows
 
+Answer = TypeVar("Answer")
+
 _FLOOR = 1e-6
 _GRADIENT = 1e-3  # below it the ranking of images it never saw no longer moves
-_CURVATURE_ROWS = 1 << 14
+_CURVATURE_ROWS = 1 << 12
+_RUNS_A_THREAD = 4
+_KEPT_VALUES = 1 << 26  # 256 MiB of float32
 _CHUNK_VALUES = 1 << 18  # 1 MiB of float32: stays in a core's cache between the times it is read
 
 
@@ -146,7 +151,11 @@ class _Sweep:
         self.channels = channels.shape[2] - (SUBLOCATIONS - 1) * fine
         step = max(1, _CHUNK_VALUES // (channels.shape[1] * channels.shape[2]))
         self._parts = [slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        # What is walked over again and again is widened once, as far as that is no burden on any machine.
+        most = _KEPT_VALUES // max(1, channels.shape[1] * channels.shape[2])
+        self._kept: dict[int, _Cells | None] = {part.start: None for part in self._parts if part.stop <= most}
+        self._threads = len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> Self:
         self._limits = threadpool_limits(1, "blas")
@@ -159,9 +168,7 @@ class _Sweep:
     def evidence(self, weights: np.ndarray) -> np.ndarray:
         """(n,) log mean exp of the locations' scores."""
         own = weights.astype(np.float32)
-        return np.concatenate(
-            list(self._pool.map(lambda part: _pool_scores(self._cells(part), own, 1.0)[0], self._parts))
-        )
+        return np.concatenate(self._walk(lambda part: _pool_scores(self._cells(part), own, 1.0)[0]))
 
     def pull(
         self, weights: np.ndarray, sharpness: float, slope: Callable[[np.ndarray, slice], np.ndarray]
@@ -176,7 +183,7 @@ class _Sweep:
             share *= slopes[:, None].astype(np.float32)
             return evidence, slopes, cells.pull(share)
 
-        evidence, slopes, pulls = zip(*self._pool.map(one, self._parts), strict=True)
+        evidence, slopes, pulls = zip(*self._walk(one), strict=True)
         total = np.add.reduce(np.stack(pulls), axis=0, dtype=np.float64)
         return np.concatenate(evidence), np.concatenate(slopes), total
 
@@ -191,7 +198,7 @@ class _Sweep:
             weight = part.stop - part.start
             return np.concatenate(total) * weight, np.concatenate(square) * weight
 
-        total, square = (np.sum(parts, axis=0) for parts in zip(*self._pool.map(one, self._parts), strict=True))
+        total, square = (np.sum(parts, axis=0) for parts in zip(*self._walk(one), strict=True))
         mean, mean_square = total / len(self._index), square / len(self._index)
         return mean, np.sqrt(np.maximum(mean_square - mean**2, 0)) + _FLOOR
 
@@ -202,7 +209,25 @@ class _Sweep:
         rows = entries(self._x, self._index[image], cell).astype(np.float64)
         return np.concatenate([rows[:, : self._fine], rows[:, SUBLOCATIONS * self._fine :]], axis=1)
 
+    def _walk(self, visit: Callable[[slice], Answer]) -> list[Answer]:
+        """What `visit` says of each chunk, in their order; a thread is handed a run of them, not one at a time."""
+
+        def along(run: range) -> list[Answer]:
+            return [visit(self._parts[number]) for number in run]
+
+        bounds = np.linspace(0, len(self._parts), min(len(self._parts), _RUNS_A_THREAD * self._threads) + 1).astype(int)
+        runs = [range(start, stop) for start, stop in pairwise(bounds.tolist())]
+        return [answer for answers in self._pool.map(along, runs) for answer in answers]
+
     def _cells(self, part: slice) -> _Cells:
+        cells = self._kept.get(part.start)
+        if cells is None:
+            cells = self._read(part)
+            if part.start in self._kept:
+                self._kept[part.start] = cells  # no other thread visits this part meanwhile
+        return cells
+
+    def _read(self, part: slice) -> _Cells:
         x = self._x[self._index[part]]
         flat, cut = x.reshape(-1, x.shape[2]), SUBLOCATIONS * self._fine
         return _Cells(len(x), widened(flat[:, :cut]).reshape(-1, self._fine), widened(flat[:, cut:]))

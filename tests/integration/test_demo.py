@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.parts import parts_folder
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -34,6 +36,13 @@ def demo(*options: str, temp: Path) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "TMPDIR": str(temp)},
     )
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a demo that trains in a moment, for what has nothing to do with its images: a frame a minute and station."""
+    parts = parts_folder(tmp_path_factory.mktemp("parts"), good=24, scratched=24, lots=4)
+    return ["--data", str(parts), "--rate", str(1 / 60)]
 
 
 def test_ends_by_itself_with_a_summary(tmp_path: Path) -> None:
@@ -72,6 +81,9 @@ def _tree(process: subprocess.Popen[str], name: str, timeout_s: float = 120) -> 
     deadline_s = time.monotonic() + timeout_s
     root = psutil.Process(process.pid)
     while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            msg = f"the demo ended before there was a {name}: {process.communicate()}"
+            raise AssertionError(msg)
         below: list[psutil.Process] = root.children(recursive=True)
         for child in below:
             try:
@@ -86,8 +98,8 @@ def _tree(process: subprocess.Popen[str], name: str, timeout_s: float = 120) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_leaves_nothing_behind_when_it_is_ended(tmp_path: Path, number: signal.Signals) -> None:
-    with demo(*SMALL, "--rate", "0.5", temp=tmp_path / "temp") as process:
+def test_leaves_nothing_behind_when_it_is_ended(tmp_path: Path, quick: list[str], number: signal.Signals) -> None:
+    with demo(*quick, temp=tmp_path / "temp") as process:
         below = _tree(process, "camera")
         os.kill(process.pid, number)
         process.communicate(timeout=60)
@@ -99,8 +111,8 @@ def test_leaves_nothing_behind_when_it_is_ended(tmp_path: Path, number: signal.S
 
 
 @pytest.mark.parametrize("part", ["run", "camera", "broker"])
-def test_a_part_that_dies_ends_it_with_a_word(tmp_path: Path, part: str) -> None:
-    with demo(*SMALL, "--rate", "0.5", temp=tmp_path / "temp") as process:
+def test_a_part_that_dies_ends_it_with_a_word(tmp_path: Path, quick: list[str], part: str) -> None:
+    with demo(*quick, temp=tmp_path / "temp") as process:
         below = _tree(process, "camera")
         victim = next(
             child for child in below if part in child.cmdline() and (part != "broker" or "tansu" in child.cmdline()[0])

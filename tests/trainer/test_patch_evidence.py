@@ -8,6 +8,7 @@ from scipy.optimize import approx_fprime, minimize
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
+from trainer import patch_evidence
 from trainer.patch_evidence import PatchEvidence, _Objective, _Sweep
 
 FINE, COARSE, CELLS = 3, 4, 6
@@ -48,6 +49,18 @@ def test_gradient_is_the_derivative_of_the_loss() -> None:
         _, gradient = objective(theta)
         numeric = approx_fprime(theta, lambda t: objective(t)[0], 1e-3)
     np.testing.assert_allclose(gradient, numeric, atol=2e-3)
+
+
+def test_what_is_kept_in_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = one_bad_spot(40, 2)
+    monkeypatch.setattr(patch_evidence, "_CHUNK_VALUES", 4 * CELLS * (4 * FINE + COARSE))
+    fitted = []
+    for images in (0, 9, 40):  # none, two chunks of four, all of them
+        monkeypatch.setattr(patch_evidence, "_KEPT_VALUES", images * CELLS * (4 * FINE + COARSE))
+        model = PatchEvidence(FINE).fit(x, y)
+        fitted.append(np.append(model.weights_, model.bias_))
+    assert np.array_equal(fitted[0], fitted[1])
+    assert np.array_equal(fitted[0], fitted[2])
 
 
 def test_evidence_is_log_mean_exp_over_every_location() -> None:

@@ -89,7 +89,7 @@ def tell(capsys: pytest.CaptureFixture[str], text: str) -> None:
 
 def test_five_folds_by_board(summary: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     validated = summary["cross_validated"]
-    figures = {name: round(value, 4) for name, value in validated.items() if name.startswith("auroc")}
+    figures = {name: np.round(value, 4).tolist() for name, value in validated.items() if name.startswith("auroc")}
     tell(capsys, f"pcb, five folds by board: {figures}, took {summary['seconds']:.0f} s")
     assert validated["folds"] == FOLDS
     assert sum(fold["images"] for fold in validated["by_fold"]) == sum(
