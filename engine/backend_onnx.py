@@ -7,19 +7,20 @@ maker unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspectio
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+from typing import TYPE_CHECKING
+
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from engine.backend import check_images
 from engine.errors import DeviceError, GraphError
 from engine.processor import cpu_name
 from engine.specs import TensorSpec
 from engine.streams import StreamedBackend, ThreadStreams, cores
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     kind
@@ -60,32 +61,6 @@ class OnnxGraph:
             msg = f"ONNX Runtime failed on {count} images ({error}): expected it to compute; restart the process"
             raise DeviceError(msg) from error
         return result
-
-
-class OneImageStreams:
-    """A graph without heads over images that run alone, as many side by side as there are cores: for training."""
-
-    def __init__(self, graph: bytes) -> None:
-        """Load the graph. Raises GraphError where it cannot be loaded."""
-        self._graph = OnnxGraph(graph)
-        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="featurize")
-
-    def run(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
-        """The named outputs for uint8 (n, h, w, 3) images, n in front.
-
-        Raises:
-            BatchError: the images are not what the graph takes.
-        """
-        check_images(images, self._graph.inputs[0])
-
-        def one(index: int) -> list[np.ndarray]:
-            return self._graph.run(outputs, {"images": images[index : index + 1]})
-
-        return [np.concatenate(rows) for rows in zip(*self._pool.map(one, range(len(images))), strict=True)]
-
-    def close(self) -> None:
-        """End the streams."""
-        self._pool.shutdown(cancel_futures=True)
 
 
 class OnnxBackend(StreamedBackend):

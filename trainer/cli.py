@@ -13,7 +13,8 @@ from engine.errors import InputError
 from engine.plan_cache import default_folder
 from engine.progress import progress_bar
 from engine.specs import Region
-from trainer.cli_good_only import print_end, print_found, print_good_only, refuse_good_only_options
+from trainer.cli_good_only import print_good_only, refuse_good_only_options
+from trainer.printing import print_end, print_found
 
 if TYPE_CHECKING:
     from trainer.progress import Step

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import InputError
-from trainer.archives import show
+from trainer.escapes import percent, percent_up
+from trainer.printing import print_end, print_found
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +39,8 @@ def print_good_only(summary: dict[str, Any]) -> None:
     click.echo(f"decides  fail from {summary['threshold']:.3f}, review from {low:.3f} to {high:.3f}")
     click.echo(
         f"good     {summary['images']['used']} trained on; of {rejects['held_out_good_parts']} judged by models of "
-        f"other groups {rejects['false_rejects']} would fail: at most {rejects['false_reject_at_most']:.1%} at "
-        f"{rejects['confidence']:.0%} confidence for parts such as these; other lots may differ"
+        f"other groups {rejects['false_rejects']} would fail: at most {percent_up(rejects['false_reject_at_most'])} at "
+        f"{percent(rejects['confidence'])} confidence for parts such as these; other lots may differ"
     )
     goods = held["images"] - held["defects"]
     click.echo(f"held out {goods} good parts: failed {_share(held['false_reject_rate'])}; {_decisions(held)}")
@@ -57,26 +58,6 @@ def print_good_only(summary: dict[str, Any]) -> None:
         )
     print_found(summary)
     print_end(summary)
-
-
-def print_found(summary: dict[str, Any]) -> None:
-    """What training of either mode noticed of the images."""
-    for check, state in summary["camera_checks"].items():
-        click.echo(f"camera   {check} check {state}")
-    for note in summary["notes"]:
-        click.echo(f"note     {note}")
-    if summary["skipped"]:
-        name, why = summary["skipped"][0]
-        click.echo(f"skipped  {len(summary['skipped'])} files; first: {show(name)}: {why}")
-
-
-def print_end(summary: dict[str, Any]) -> None:
-    """Where the acceptance report is, and what it all took."""
-    if summary["report"]:
-        bundle = summary["bundle"]
-        page = f"framegate report {bundle}" if bundle.endswith(".zip") else f"{bundle}/{summary['report']}"
-        click.echo(f"report   {page}")
-    click.echo(f"took     {summary['seconds']:.1f} s")
 
 
 def _share(value: float | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from engine.backbone import FeaturizerSpec, build_serving_graph, build_training_graph
 from engine.backend import CPU_BACKENDS, open_backend
-from engine.backend_onnx import OneImageStreams
+from engine.backend_onnx import OnnxGraph
 from engine.errors import GraphError
 from engine.graph import read_graph
 from engine.half import typed_graph
@@ -19,6 +19,7 @@ from engine.processor import has_bfloat16
 from engine.quantize import FULL_PRECISION_UNTIL, quantized
 from engine.specs import HEAD_GROUP, ImageSpec
 from tests.bundles import pictures
+from tests.graphs import run_alone
 
 IMAGE = ImageSpec(64, 64)
 TAPS = ((2, 4, 7, 10), (2, 4), (7, 10), (10,), (1, 3, 4, 6))
@@ -29,11 +30,7 @@ def spec_of(taps: tuple[int, ...]) -> FeaturizerSpec:
 
 
 def cells_of(featurizer: FeaturizerSpec, images: np.ndarray) -> np.ndarray:
-    streams = OneImageStreams(build_training_graph(featurizer, IMAGE))
-    try:
-        return streams.run(["channels"], images)[0]
-    finally:
-        streams.close()
+    return run_alone(OnnxGraph(build_training_graph(featurizer, IMAGE)), ["channels"], images)[0]
 
 
 def locations_of(cells: np.ndarray, fine: int) -> np.ndarray:

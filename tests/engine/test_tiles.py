@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.backbone import FeaturizerSpec, build_serving_graph, build_training_graph
 from engine.backend import Features, Ticket
-from engine.backend_onnx import OneImageStreams, OnnxBackend
+from engine.backend_onnx import OnnxBackend, OnnxGraph
 from engine.backend_tiled import TiledBackend, on_whole_images
 from engine.bundle import open_bundle, write_bundle
 from engine.choice import agreement, open_for
@@ -24,6 +24,7 @@ from engine.specs import BatchProfile, ImageSpec, tile_sides
 from engine.tiles import join, join_pooled, split
 from engine.verify import verify_scorer
 from tests.bundles import FEATURIZER, IMAGE, TILED, graph, pictures, small_bundle, small_head, wide_pictures
+from tests.graphs import run_alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,11 +98,8 @@ def test_evidence_neither_overflows_nor_warns() -> None:
 @pytest.mark.parametrize("featurizer", [FEATURIZER, FeaturizerSpec(taps=(4, 10), embedding=True)])
 def test_pooled_values_are_those_over_all_locations(featurizer: FeaturizerSpec) -> None:
     """Against mean, maximum and deviation computed from the channels of all tiles, where every tap has its own rows."""
-    streams = OneImageStreams(build_training_graph(featurizer, SCENE.graph_input))
-    try:
-        pooled, cells = streams.run(["pooled", "channels"], split(scenes(2), SCENE))
-    finally:
-        streams.close()
+    training = OnnxGraph(build_training_graph(featurizer, SCENE.graph_input))
+    pooled, cells = run_alone(training, ["pooled", "channels"], split(scenes(2), SCENE))
     found = join_pooled(pooled, SCENE, featurizer)
     cells = cells.reshape(2, -1, featurizer.cell_size).astype(np.float64)
     fine = featurizer.fine_channels

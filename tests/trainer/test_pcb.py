@@ -12,10 +12,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from engine.backbone import build_serving_graph, build_training_graph
-from engine.backend_onnx import OneImageStreams, OnnxBackend
+from engine.backend_onnx import OnnxBackend, OnnxGraph
 from engine.featurizer import GRID_STRIDE, FeaturizerSpec
 from engine.preprocess import preprocess
 from engine.specs import ImageSpec
+from tests.graphs import run_alone
 from trainer.classifier import Recipe, Table, evidence_model, pooled_model, table
 from trainer.cross_validation import FOLDS, judge_held_out
 from trainer.features import extract
@@ -53,11 +54,11 @@ class Boards:
     image: ImageSpec
     featurizer: FeaturizerSpec
     folds: list[tuple[np.ndarray, np.ndarray]]
-    graph: OneImageStreams
+    graph: OnnxGraph
 
 
 @pytest.fixture(scope="module")
-def boards(shared_data: Path, summary: dict[str, Any]) -> Iterator[Boards]:
+def boards(shared_data: Path, summary: dict[str, Any]) -> Boards:
     """Features of all crops, each content once, at the size and the cut that the training chose."""
     folder, chosen = shared_data / "data" / "pcb", summary["chosen"]
     with (folder / "groups.csv").open(newline="") as file:
@@ -72,9 +73,8 @@ def boards(shared_data: Path, summary: dict[str, Any]) -> Iterator[Boards]:
     groups = group_ids([row["group"] for row in rows], features.sha256)
     folds = grouped_folds(defect, groups, folds=FOLDS, seed=0)
     data = table(features, defect, featurizer)
-    graph = OneImageStreams(build_training_graph(featurizer, image))
-    yield Boards(folder, [row["file"] for row in rows], groups, data, image, featurizer, folds, graph)
-    graph.close()
+    graph = OnnxGraph(build_training_graph(featurizer, image))
+    return Boards(folder, [row["file"] for row in rows], groups, data, image, featurizer, folds, graph)
 
 
 def recipe_of(summary: dict[str, Any]) -> Recipe:
@@ -148,7 +148,7 @@ def views_of(boards: Boards, rows: np.ndarray, held: np.ndarray) -> tuple[Table,
     channels = [boards.data.channels[own]]
     for turn in turns:
         pictures = np.stack([preprocess((boards.folder / boards.files[i]).read_bytes(), boards.image) for i in rows])
-        (turned_channels,) = boards.graph.run(["channels"], turned(pictures, turn))
+        (turned_channels,) = run_alone(boards.graph, ["channels"], turned(pictures, turn))
         unseen = np.zeros((len(held), *turned_channels.shape[1:]), turned_channels.dtype)
         channels.append(np.concatenate([turned_channels, unseen]))
     data = replace(
