@@ -7,10 +7,9 @@ maker unless ORT_DISABLE_TELEMETRY is set before the import. A plant's inspectio
 from __future__ import annotations
 
 import os
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from typing import TYPE_CHECKING
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
