@@ -183,14 +183,19 @@ def open_bundle(location: str | Path, *, at: Path | None = None) -> Bundle:
     return _checked(where, _read_zip(place, where) if place.is_file() else _read_folder(place, where), pinned)
 
 
-def read_report(location: str | Path, name: str) -> bytes:
+def read_report(location: str | Path, name: str, *, at: Path | None = None) -> bytes:
     """One file of a bundle's report, from `report/` on; the bundle is checked as `open_bundle` does.
+
+    Args:
+        location: as `open_bundle` takes it.
+        name: of the file.
+        at: as `open_bundle` takes it.
 
     Raises:
         BundleError: as `open_bundle`, or the report has no such file.
     """
     where = shown(str(location))
-    place = bundle_path(str(location))
+    place = bundle_path(str(location)) if at is None else at
     files = _read_zip(place, where) if place.is_file() else _read_folder(place, where)
     _checked(where, files, _split_pin(str(location))[1])
     try:

@@ -55,9 +55,17 @@ def open_located(location: str | Path, folder: Path | None) -> Bundle:
         BundleError: as `engine.bundle.open_bundle`; without a folder for a URL, too.
         RemoteError: it cannot be fetched now, and nothing was fetched from there before.
     """
+    return open_bundle(location, at=copy_of(location, folder))
+
+
+def copy_of(location: str | Path, folder: Path | None) -> Path | None:
+    """The copy on this machine of what lies at a URL, fetched where it is not there yet; None for a path.
+
+    Raises:
+        BundleError, RemoteError: as `open_located`.
+    """
     url = bundle_url(str(location))
-    at = None if url is None or folder is None else BundleCache(folder).fetch(url)
-    return open_bundle(location, at=at)
+    return None if url is None or folder is None else BundleCache(folder).fetch(url)
 
 
 class BundleCache:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine.cli_bundle import bundle_cache_option
 from engine.command import VERB, print_json
 from engine.errors import InputError
 from engine.plan_cache import default_folder
@@ -132,6 +133,7 @@ Examples:
 @click.option(
     "--spark-conf", multiple=True, metavar="NAME=VALUE", help="With --on spark: a setting of Spark; repeatable."
 )
+@bundle_cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> None:
     """Train a bundle from SOURCE: a zip or a folder of two classes, or of good parts alone with --mode good-only.
@@ -174,6 +176,7 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         reviews=options["reviews"],
         features=options["features"],
         features_limit_gib=options["features_limit"],
+        bundle_cache=options["bundle_cache"],
         report=options["report"],
         spark=SparkSettings.parse(
             options["on"],

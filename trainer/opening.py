@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine.bundle import open_bundle
+from engine.bundle_cache import copy_of, open_located
 from engine.errors import BundleError, InputError
 from engine.specs import Region
 from trainer.escapes import Bound
@@ -77,7 +77,8 @@ def refined_of(settings: TrainSettings, progress: Callable[[Step], None]) -> Ref
             "leave these out, or train anew without --refine"
         )
         raise InputError(msg)
-    return open_refined(settings.refine, settings.reviews, settings.source, tell=progress)
+    at = copy_of(settings.refine, settings.bundle_cache)
+    return open_refined(settings.refine, settings.reviews, settings.source, at=at, tell=progress)
 
 
 def inherited(settings: TrainSettings, refined: Refined | None) -> TrainSettings:
@@ -107,7 +108,7 @@ def given_featurizer(settings: TrainSettings) -> Bundle | None:
             "taps; leave these out, or train a featurizer of its own without --featurizer-of"
         )
         raise InputError(msg)
-    return open_bundle(settings.featurizer_of)
+    return open_located(settings.featurizer_of, settings.bundle_cache)
 
 
 def refuse_two_class_settings(settings: TrainSettings) -> None:

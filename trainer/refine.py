@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from engine.bundle import open_bundle, read_report
+from engine.locations import shown
 from trainer import training_set
 from trainer.archives import Limits, show
 from trainer.errors import LabelError, SourceError
@@ -51,6 +52,7 @@ def open_refined(
     reviews: Path,
     source_location: str | None,
     *,
+    at: Path | None = None,
     limits: Limits | None = None,
     tell: Callable[[Step], None] = lambda _: None,
 ) -> Refined:
@@ -58,6 +60,7 @@ def open_refined(
 
     Args:
         location: of the bundle.
+        at: the copy on this machine of what lies there, where that is a URL.
         reviews: see `trainer.reviews`.
         source_location: where the earlier images are now; None: where they were.
         limits: how much the reviewed images may hold.
@@ -67,8 +70,8 @@ def open_refined(
         BundleError: the bundle cannot be opened, or does not say what it was trained on.
         InputError: the reviews cannot be used, or images of the earlier training set are gone.
     """
-    bundle = open_bundle(location)
-    members = training_set.from_csv(read_report(location, training_set.NAME), f"bundle {location}")
+    bundle = open_bundle(location, at=at)
+    members = training_set.from_csv(read_report(location, training_set.NAME, at=at), f"bundle {shown(location)}")
     rows, notes = read_reviews(reviews, bundle.classes)
     folders: dict[str, str] = dict(bundle.about.get("review_folders", {}))
     own = FOLDER if not folders else f"{FOLDER}-{len(folders) + 1}"
@@ -77,9 +80,7 @@ def open_refined(
     try:
         base = open_source(where, tell=tell)
     except SourceError as error:
-        msg = (
-            f"the images that bundle {location} was trained on are needed: {error}; say where they are now with SOURCE"
-        )
+        msg = f"the images that bundle {shown(location)} was trained on are needed: {error}; say where they are now with SOURCE"
         raise SourceError(msg) from error
     try:
         source = _Joined(base, folders, limits or Limits())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.label_csv import Columns
     from trainer.spark_settings import SparkSettings
 
-_OF_THIS_MACHINE = ("features", "features_limit_gib")
+_OF_THIS_MACHINE = ("features", "features_limit_gib", "bundle_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class TrainSettings:
         refine: bundle whose training set is taken again, with its featurizer; `reviews` are the labels that join it.
         features: folder that features are kept in, and looked up in; None: one that is deleted in the end.
         features_limit_gib: of that folder; what was used longest ago is deleted first, what is in use never.
+        bundle_cache: folder that bundles to refine, or to take a featurizer of, are fetched into from URLs.
         report: whether the bundle gets its acceptance report.
         spark: the cluster that featurizes; None featurizes here.
     """
@@ -74,6 +75,7 @@ class TrainSettings:
     reviews: Path | None = None
     features: Path | None = None
     features_limit_gib: float = LIMIT_GIB
+    bundle_cache: Path | None = None
     report: bool = True
     spark: SparkSettings | None = None
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from engine.bundle import open_bundle, read_report
 from engine.errors import BundleError, InputError
+from tests.web import Web
 from trainer.errors import LabelError, SourceError
-from trainer.opening import inherited
+from trainer.opening import given_featurizer, inherited, refined_of
 from trainer.operating_point import Costs
 from trainer.refine import Refined
 from trainer.settings import TrainSettings
@@ -20,8 +22,6 @@ from trainer.train import train
 from trainer.training_set import NAME, from_csv
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trainer.training_set import Member
 
 pytestmark = pytest.mark.slow
@@ -63,6 +63,11 @@ def refined(earlier: Path) -> dict[str, Any]:
 def _copy(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, to)
+
+
+def _a_good_one(earlier: Path) -> str:
+    """Name of an image that was trained on."""
+    return f"good/{next((earlier / 'images' / 'good').iterdir()).name}"
 
 
 def members(bundle: Path) -> dict[str, Member]:
@@ -128,7 +133,7 @@ def test_a_refined_bundle_is_refined_again(earlier: Path, refined: dict[str, Any
 def test_images_that_moved_are_found_where_the_user_says(earlier: Path, tmp_path: Path) -> None:
     moved, bundle = tmp_path / "moved", tmp_path / "out"
     shutil.copytree(earlier / "images", moved)
-    name = f"good/{next((earlier / 'images' / 'good').iterdir()).name}"
+    name = _a_good_one(earlier)
     (tmp_path / "r.csv").write_text(f"file,label\n{name},pass\n")
     settings = TrainSettings(str(moved), bundle, refine=str(earlier / "first"), reviews=tmp_path / "r.csv", seed=3)
     written, summary = train(settings)
@@ -137,6 +142,25 @@ def test_images_that_moved_are_found_where_the_user_says(earlier: Path, tmp_path
     (moved / name).unlink()
     with pytest.raises(SourceError, match=r"1 of 96 images of the earlier training set are not in .*moved any more"):
         train(replace(settings, out=tmp_path / "other"))
+
+
+def test_the_earlier_bundle_may_lie_at_a_url(earlier: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(f"file,label\n{_a_good_one(earlier)},pass\n")
+    zipped = Path(shutil.make_archive(str(tmp_path / "first"), "zip", earlier / "first"))
+    cache = tmp_path / "cache"
+    with Web(zipped.read_bytes()) as web:
+        to_refine = TrainSettings(
+            None, tmp_path / "out", refine=web.url, reviews=tmp_path / "r.csv", bundle_cache=cache
+        )
+        refined = refined_of(to_refine, lambda _: None)
+        one_more_head = TrainSettings("any", tmp_path / "out", featurizer_of=web.url, bundle_cache=cache)
+        given = given_featurizer(one_more_head)
+        assert web.asked.count("GET") == 1
+    assert refined is not None
+    with refined.source:
+        assert refined.told["confirmed"] == 1
+    assert given is not None
+    assert refined.bundle.digest == given.digest == open_bundle(earlier / "first").digest
 
 
 @pytest.mark.parametrize("file", ["../images/good", "none.jpg", "../../etc/passwd"])
