@@ -80,7 +80,8 @@ def open_refined(
     try:
         base = open_source(where, tell=tell)
     except SourceError as error:
-        msg = f"the images that bundle {shown(location)} was trained on are needed: {error}; say where they are now with SOURCE"
+        earlier = shown(location)
+        msg = f"the images that bundle {earlier} was trained on are needed: {error}; say where they are now with SOURCE"
         raise SourceError(msg) from error
     try:
         source = _Joined(base, folders, limits or Limits())
