@@ -10,7 +10,6 @@ and needs the patches in the bundle.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -20,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from engine.featurizer import SUBLOCATIONS
 from engine.patch_distance import PatchDistance
+from engine.streams import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,7 +108,7 @@ def evidence(channels: Any, rows: np.ndarray, distance: PatchDistance, sharpness
 
 def _over(channels: Any, rows: np.ndarray, one: Callable[[np.ndarray], _Made]) -> list[_Made]:
     """What `one` makes of each chunk of images, in order; one thread a core, no more inside it."""
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(lambda part: one(np.asarray(channels[rows[part]])), _chunks(channels, len(rows))))
 
 

@@ -12,7 +12,6 @@ starts, and a third of the iterations.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +24,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from threadpoolctl import threadpool_limits
 
 from engine.featurizer import SUBLOCATIONS
+from engine.streams import cores
 from trainer.halves import widened
 from trainer.stored_rows import entries
 
@@ -154,7 +154,7 @@ class _Sweep:
         # What is walked over again and again is widened once, as far as that is no burden on any machine.
         most = _KEPT_VALUES // max(1, channels.shape[1] * channels.shape[2])
         self._kept: dict[int, _Cells | None] = {part.start: None for part in self._parts if part.stop <= most}
-        self._threads = len(os.sched_getaffinity(0))
+        self._threads = cores()
         self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> Self:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GROWN_PX = 8
-DRAWS = 8
+DRAWS = 4
 
 
 @pytest.fixture(scope="module")
