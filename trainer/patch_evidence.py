@@ -39,7 +39,7 @@ _FLOOR = 1e-6
 _GRADIENT = 1e-3  # below it the ranking of images it never saw no longer moves
 _CURVATURE_ROWS = 1 << 12
 _RUNS_A_THREAD = 4
-_KEPT_VALUES = 1 << 26  # 256 MiB of float32
+_KEPT_VALUES = 1 << 25  # 128 MiB of float32
 _CHUNK_VALUES = 1 << 18  # 1 MiB of float32: stays in a core's cache between the times it is read
 
 
@@ -87,7 +87,7 @@ class PatchEvidence(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Rows, *, rows: np.ndarray | None = None) -> np.ndarray:  # noqa: N803 - scikit-learn's names
         """Evidence of all images, or of `rows`, as the serving graph computes it with `weights_` and `bias_`."""
-        with _Sweep(X, self.fine, np.arange(len(X)) if rows is None else rows) as sweep:
+        with _Sweep(X, self.fine, np.arange(len(X)) if rows is None else rows, again=False) as sweep:
             evidence: np.ndarray = sweep.evidence(self.weights_) + self.bias_
         return evidence
 
@@ -144,7 +144,7 @@ class _Sweep:
     the result does not depend on the number of threads.
     """
 
-    def __init__(self, channels: Rows, fine: int, rows: np.ndarray) -> None:
+    def __init__(self, channels: Rows, fine: int, rows: np.ndarray, *, again: bool = True) -> None:
         self._x = channels
         self._fine = fine
         self._index = rows
@@ -152,7 +152,7 @@ class _Sweep:
         step = max(1, _CHUNK_VALUES // (channels.shape[1] * channels.shape[2]))
         self._parts = [slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
         # What is walked over again and again is widened once, as far as that is no burden on any machine.
-        most = _KEPT_VALUES // max(1, channels.shape[1] * channels.shape[2])
+        most = _KEPT_VALUES // max(1, channels.shape[1] * channels.shape[2]) if again else 0
         self._kept: dict[int, _Cells | None] = {part.start: None for part in self._parts if part.stop <= most}
         self._threads = cores()
         self._pool = ThreadPoolExecutor(self._threads)
@@ -162,6 +162,7 @@ class _Sweep:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._kept.clear()
         self._limits.unregister()
         self._pool.shutdown()
 
