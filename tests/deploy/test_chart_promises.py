@@ -136,7 +136,7 @@ def test_no_secret_stands_in_a_manifest(case: str) -> None:
     assert not made.of("Secret")
     for _, container in containers(made):
         in_sight = {variable["name"] for variable in container.get("env", []) if "valueFrom" not in variable}
-        assert in_sight <= {"HOME", "TMPDIR", "FROM", "TO"}
+        assert in_sight <= {"HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "FROM", "TO"}
     for config in made.of("ConfigMap"):
         for line in config["data"].get("kafka.properties", "").splitlines():
             name, _, value = line.partition("=")

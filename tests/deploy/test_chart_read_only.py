@@ -88,7 +88,6 @@ def test_nothing_is_written_but_into_the_pod_s_volumes(
     env = {
         **{variable["name"]: here(variable["value"]) for variable in made.consumer["env"] if "value" in variable},
         "PATH": os.environ["PATH"],
-        "TMPDIR": str(places["/tmp"]),  # noqa: S108 - in the pod that is where it is anyway
         "PLACES": " ".join(map(str, places.values())),
         "LOCKED": " ".join(locked),
         "ELSEWHERE": str(tmp_path / "elsewhere"),

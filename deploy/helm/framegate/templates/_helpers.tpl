@@ -64,6 +64,14 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{/* Where what an image keeps in its own folders goes instead: a place that can be written to. */}}
+{{- define "framegate.home" -}}
+- {name: HOME, value: {{ . }}}
+- {name: TMPDIR, value: {{ . }}}
+- {name: XDG_CACHE_HOME, value: {{ . }}}
+- {name: MPLCONFIGDIR, value: {{ . }}}
+{{- end -}}
+
 {{/* How to reach the brokers, for `run` and `topics`. */}}
 {{- define "framegate.kafkaArgs" -}}
 - --bootstrap-servers={{ join "," .Values.kafka.bootstrapServers }}
