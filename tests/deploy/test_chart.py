@@ -92,6 +92,16 @@ def test_names_are_unique_and_selectors_find_the_consumer_alone(case: str) -> No
     assert all(one["labelSelector"]["matchLabels"] == selector for one in spread)
 
 
+def test_an_image_is_that_of_its_stage_by_tag_or_by_digest() -> None:
+    stages = {"consumer": "gpu", "topics": "gpu", "training": "trainer", "promote": "cpu", "plan": "gpu"}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+    images = {name: pod["containers"][0]["image"] for name, pod in rendered("everything").pods.items()}
+    assert images == {name: f"framegate:{version}-{stage}" for name, stage in stages.items()}
+    digest = f"sha256:{'a' * 64}"
+    pinned = render("cpu-small.yaml", image__digests__cpu=digest, image__repository="hub.plant.example/framegate")
+    assert pinned.consumer["image"] == f"hub.plant.example/framegate@{digest}"
+
+
 def test_a_long_name_of_a_release_still_makes_names_that_a_cluster_takes() -> None:
     done = helm("template", "a" * 53, str(CHART), "--values", str(VALUES / "secured-kafka.yaml"))
     assert done.returncode == 0, done.stderr

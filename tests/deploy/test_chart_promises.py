@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from consumer.health import Health, _Routes
@@ -86,6 +88,42 @@ def test_keda_scales_the_consumer_by_metrics_that_it_has() -> None:
         assert set(re.findall(r"framegate_[a-z_]+", query)) <= declared
         assert selects in query
     assert "framegate_lag_seconds" in lag["metadata"]["query"]
+
+
+def test_prometheus_answers_what_keda_asks(tmp_path: Path) -> None:
+    """The worst worker's lag, and the frames of all, of this release and of no other."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool here: Debian's package prometheus brings it")
+    lag, frames = (trigger["metadata"] for trigger in render("gpu-fleet.yaml").the("ScaledObject")["spec"]["triggers"])
+    ours = 'namespace="line",service="plant-framegate",pod="plant-framegate-{}",worker="{}"'
+    other = 'namespace="line",service="other",pod="other-0",worker="0"'
+    series = [
+        (f"framegate_lag_seconds{{{ours.format(0, 0)}}}", "0.2x20"),
+        (f"framegate_lag_seconds{{{ours.format(1, 1)}}}", "3.5x20"),
+        (f"framegate_lag_seconds{{{other}}}", "99x20"),
+        (f'framegate_frames_total{{{ours.format(0, 0)},station="a"}}', "0+600x20"),
+        (f'framegate_frames_total{{{ours.format(1, 1)},station="b"}}', "0+1200x20"),
+        (f'framegate_frames_total{{{other},station="c"}}', "0+6000x20"),
+    ]
+    test = {
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series],
+                "promql_expr_test": [
+                    {"expr": asked["query"], "eval_time": "15m", "exp_samples": [{"labels": "{}", "value": value}]}
+                    for asked, value in ((lag, 3.5), (frames, 30))
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(test), encoding="utf-8")
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_without_keda_there_are_as_many_as_said() -> None:

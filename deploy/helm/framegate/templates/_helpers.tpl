@@ -29,7 +29,12 @@ app.kubernetes.io/component: {{ .component }}
 {{/* Of a stage: (dict "root" $ "stage" "cpu"). */}}
 {{- define "framegate.image" -}}
 {{- $tag := .root.Values.image.tag | default .root.Chart.AppVersion -}}
+{{- $digest := get .root.Values.image.digests .stage -}}
+{{- if $digest -}}
+{{- printf "%s@%s" .root.Values.image.repository $digest | quote -}}
+{{- else -}}
 {{- printf "%s:%s-%s" .root.Values.image.repository $tag .stage | quote -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "framegate.serviceAccount" -}}
