@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 TRAINING_S = 900.0
 FRAMES = 12
 CONTAINED = """
@@ -150,7 +150,13 @@ def test_a_bundle_is_trained_verified_and_promoted_by_the_jobs(volumes: Volumes,
     made = render(
         "secured-kafka.yaml",
         training__source="/bundles/images",
-        training__args=["--size=64x64", "--no-report", "--fail-class=scratched", "--groups=/bundles/images/groups.csv"],
+        training__args=[
+            "--size=64x64",
+            "--taps=2,4",
+            "--no-report",
+            "--fail-class=scratched",
+            "--groups=/bundles/images/groups.csv",
+        ],
     )
     training, promote = made.pods["training"]["containers"][0], made.pods["promote"]
     place = volumes.of(training)["/bundles"]
