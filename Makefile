@@ -53,7 +53,7 @@ wheel: .dev ## build dist/framegate-*.whl
 	$(BIN)/hatchling build -t wheel
 
 clean: ## remove the environment, builds and caches
-	rm -rf .venv .venv-tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-tools .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(PYTHON_FILES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: .dev

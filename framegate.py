@@ -24,6 +24,7 @@ VERBS = {
     "verify": ("engine.cli", "verify"),
     "build": ("engine.cli_build", "build"),
     "bench": ("engine.cli_bench", "bench"),
+    "size": ("consumer.cli_size", "size"),
     "run": ("consumer.cli", "run"),
     "camera": ("consumer.cli_camera", "camera"),
     "broker": ("consumer.cli", "broker"),

@@ -213,9 +213,25 @@ install_system_packages() {
         { apt_may_install && apt_install nodejs npm; } ||
             say "Note: there is no npm here, so the tests on Azurite will be skipped. To run them: apt install nodejs npm"
     fi
+    if command -v go >/dev/null; then
+        build_helm || say "Note: Helm could not be built from tests/deploy/go, so the tests of the chart will be skipped."
+    else
+        say "Note: there is no Go 1.26 or newer here, so the tests of the Helm chart will be skipped."
+    fi
     if command -v npm >/dev/null; then
         install_node_packages || say "Note: npm could not install tests/node, so the tests on Azurite will be skipped."
     fi
+}
+
+# Helm out of its pinned sources: 5 to 10 minutes of a processor's time and 2 GB of Go's caches, once. `tests/chart.py` builds
+# it too, where it is not here.
+build_helm() {
+    local key
+    key=$(sha256sum tests/deploy/go/helm/go.sum | cut -c 1-16)
+    [ ! -e ".tools/helm-$key" ] || return 0
+    say "Building Helm (the first time takes minutes)"
+    go build -C tests/deploy/go/helm -o "$root/.tools/helm.part" helm.sh/helm/v4/cmd/helm >/dev/null 2>&1 </dev/null &&
+        mv "$root/.tools/helm.part" "$root/.tools/helm-$key"
 }
 
 install_node_packages() {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from engine.backend import Features, Slots, Ticket, check_batch, in_groups, without_filling
+from engine.quota import cpu_quota
 from engine.specs import LARGEST_BATCH, BatchProfile
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def sharing() -> bool:
 
 
 def cores() -> int:
-    """How many cores this process is to use: those that it may, or its part of them."""
-    return max(1, len(os.sched_getaffinity(0)) // _sharing)
+    """How many cores this process is to use: those that it may, or its part of them; whole ones of its quota."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return max(1, (allowed if quota is None else min(allowed, int(quota))) // _sharing)
 
 
 def profile(streams: int) -> BatchProfile:

@@ -1,0 +1,107 @@
+"""What the pages say of the chart, where it can be held against the chart and the product."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+import yaml
+
+import framegate
+from consumer.config import Settings
+from consumer.lineup import sight
+from consumer.metrics import metric_docs
+from tests.chart import FILES, ROOT, render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("docs/cluster.md", "docs/sizing.md", "deploy/README.md")
+}
+PAGE = PAGES["docs/cluster.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", PAGES[name]):
+        page = (ROOT / name).parent / target if target else ROOT / name
+        assert page.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in anchors, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_metric_named_is_declared(name: str) -> None:
+    named = set(re.findall(r"framegate_[a-z_]+", PAGES[name]))
+    assert named <= {doc.name for doc in metric_docs()}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_named_is_one(name: str) -> None:
+    text = PAGES[name].replace("\\\n", " ")
+    lines = re.findall(r"^    (?:.* -- )?framegate (\w.*)$", text, re.MULTILINE)
+    assert lines or name == "docs/sizing.md"
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        command: click.Command | None = framegate.cli
+        while words and isinstance(command, click.Group) and not words[0].startswith("-"):
+            command = command.get_command(click.Context(command), words.pop(0))
+            assert command is not None, line
+        assert command is not None
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_prefix_for_brokers_with_acls_is_that_of_the_transactional_ids() -> None:
+    prefix = re.search(r"--transactional-id (\S+) --resource-pattern-type prefixed", PAGE)
+    assert prefix is not None
+    own = Settings(bundle="x", group="press-hall-1", instance="line-framegate-0").transactional_id()
+    assert own.startswith(prefix[1])
+
+
+def test_the_figures_are_the_chart_s() -> None:
+    made = render("cpu-small.yaml", consumer__workers=3)
+    assert f"{made.pods['consumer']['terminationGracePeriodSeconds']} s for a drain of 20" in PAGE
+    assert "256 MiB, and for each worker 512 MiB and `maxInFlightMib`" in PAGE
+    assert made.consumer["resources"]["limits"]["memory"] == f"{256 + 3 * (512 + 256)}Mi"
+    for name in FILES:
+        assert f"`helm/values/{name}`" in PAGES["deploy/README.md"]
+
+
+def test_what_a_log_is_expected_to_say_is_what_it_says() -> None:
+    told = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "consumer").glob("*.py"))
+    for words in ("all that was fetched is answered and committed", "as transactional id", "engine warm", "judging"):
+        assert words in PAGES["deploy/README.md"]
+        assert words in told
+
+
+def test_the_time_slicing_config_is_yaml() -> None:
+    block = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert block is not None
+    shared = yaml.safe_load(block[1])["sharing"]["timeSlicing"]["resources"][0]
+    assert shared["name"] in render("gpu-one-l4.yaml").consumer["resources"]["limits"]
+    assert shared["replicas"] > 1
+
+
+def test_a_changed_routing_reaches_a_running_pod(tmp_path: Path) -> None:
+    """A kubelet writes a ConfigMap's new content beside and turns one symlink; the pod's own file never changes."""
+    for stamp, text in (("..1", "old"), ("..2", "new")):
+        (tmp_path / stamp).mkdir()
+        (tmp_path / stamp / "routes.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "routes.toml").symlink_to("..data/routes.toml")
+    before = sight(tmp_path / "routes.toml")
+    (tmp_path / "..data_tmp").symlink_to("..2")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    assert sight(tmp_path / "routes.toml") not in {before, ()}
+    mount = next(one for one in render("gpu-fleet.yaml").consumer["volumeMounts"] if one["name"] == "routing")
+    assert "subPath" not in mount, "which would pin what was there at the start"
