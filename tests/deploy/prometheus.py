@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ TESTS = sorted((FOLDER / "tests").glob("*.yaml"))
 
 
 def tool(name: str) -> str:
-    """Where `prometheus` or `promtool` lies; skips where it is not installed."""
-    found = shutil.which(name)
+    """Where `prometheus` or `promtool` lies, on the path or in the environment; skips where it is on neither."""
+    found = shutil.which(name) or shutil.which(name, path=Path(sys.prefix) / "bin")
     if found is None:
         pytest.skip(f"{name} is not installed (Debian, Ubuntu: the package prometheus)")
     return found
