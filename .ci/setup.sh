@@ -198,6 +198,24 @@ install_java_and_maven() {
     apt_install "${missing[@]}"
 }
 
+# Prometheus and promtool out of the distribution's package into the environment: installed as a package it would start a
+# server as a service. They need nothing but the C library, and this no rights.
+unpack_prometheus() {
+    local folder
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return
+    folder=$(mktemp -d)
+    (
+        cd "$folder"
+        apt-get download -q prometheus >/dev/null 2>&1 </dev/null || {
+            { [ "$(id -u)" != 0 ] || apt-get update -q >/dev/null 2>&1 </dev/null; } &&
+                apt-get download -q prometheus >/dev/null 2>&1 </dev/null
+        }
+    ) && dpkg-deb --fsys-tarfile "$folder"/prometheus_*.deb |
+        tar -x -C "$venv/bin" --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool
+    rm -rf "$folder"
+    [ -x "$venv/bin/promtool" ]
+}
+
 # What only some tests need, each on its own: a machine without one of them skips those tests and says so.
 install_system_packages() {
     if ! java_is_new_enough || ! command -v mvn >/dev/null; then
@@ -208,6 +226,11 @@ install_system_packages() {
     if ! command -v chromium >/dev/null; then
         { apt_may_install && apt_install chromium; } ||
             say "Note: there is no chromium here, so the tests in a browser will be skipped. To run them: apt install chromium"
+    fi
+    if ! command -v promtool >/dev/null && [ ! -x "$venv/bin/promtool" ]; then
+        { [ "${FRAMEGATE_SYSTEM_PACKAGES:-yes}" != no ] && say "Unpacking prometheus into $venv" && unpack_prometheus; } ||
+            say "Note: there is no promtool here, so the tests of the alert rules will be skipped. To run them: put promtool" \
+                "and prometheus on the path (Debian, Ubuntu: they are in the package prometheus, which starts a service)"
     fi
     if ! command -v npm >/dev/null; then
         { apt_may_install && apt_install nodejs npm; } ||

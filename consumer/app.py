@@ -292,9 +292,11 @@ class MetricsWatcher:
             self._fetch_s = now_s
         elif now_s - self._fetch_s < FETCH_SILENT_S:
             self._health.beat(now_s)
+            self._metrics.count_turn()
 
     def ready(self, *, ready: bool) -> None:
         """See `Watcher`."""
+        self._metrics.set_ready(ready=ready)
         self._health.set_ready(ready, "" if ready else "not a member of the group, or the broker does not answer")
 
     def fetched(self, frames: Sequence[Frame]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from consumer.events import Cause, Reason
+from consumer.events import Cause, Decision, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -85,6 +85,7 @@ class Metrics:
         self._models: set[tuple[str, ...]] = set()
         self._homes: dict[str, tuple[str, int]] = {}
         self._faulty: dict[tuple[str, str], set[str]] = {}
+        self._begun: set[str] = set()
         self._declare_frames(registry)
         self._declare_cameras(registry)
         self._declare_verdicts(registry)
@@ -96,6 +97,7 @@ class Metrics:
     def observe_frame(self, frame: Frame) -> None:
         """Count one frame fetched, its bytes, and its camera's clock where that was not believed."""
         station = self._stations.label(frame.station)
+        self._begin(station)
         self.frames.labels(station).inc()
         self.frame_bytes.labels(station).inc(len(frame.payload))
         if frame.skewed:
@@ -180,6 +182,14 @@ class Metrics:
         """Age of the oldest frame in hand that is not published."""
         self.lag_seconds.set(age_s)
 
+    def count_turn(self) -> None:
+        """Count one round of the loop, while the thread that fetches comes round too."""
+        self.loop_turns.inc()
+
+    def set_ready(self, *, ready: bool) -> None:
+        """Say whether frames would be answered: a member of the group, and a broker that answers."""
+        self.ready.set(ready)
+
     def count_rebalance(self) -> None:
         """Count one change of the partitions this consumer owns."""
         self.rebalances.inc()
@@ -220,6 +230,7 @@ class Metrics:
     def count_reload(self, outcome: str) -> None:
         """Count one attempt to load what has changed: `loaded`, `unchanged` or `refused`."""
         self.reloads.labels(outcome).inc()
+        self.last_reload_successful.set(outcome != "refused")
 
     def count_shadow(self, station: str, decision: str, shadow_decision: str) -> None:
         """Count one frame that the candidate was asked about too."""
@@ -405,6 +416,13 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.last_reload_successful = Gauge(
+            "framegate_last_reload_successful",
+            "0 while what lies in the place of a bundle or of the routing file was refused and the models of before go "
+            "on, else 1.",
+            registry=registry,
+        )
+        self.last_reload_successful.set(1)
         self.shadow_decisions = Counter(
             "framegate_shadow_decisions",
             "Frames that the shadow bundle was asked about too, by station, the decision published and the shadow's "
@@ -420,6 +438,17 @@ class Metrics:
 
     def _declare_kafka(self, registry: CollectorRegistry) -> None:
         """How we stand with the broker."""
+        self.ready = Gauge(
+            "framegate_ready",
+            "1 while it has a place in its group and the broker answers, as `/ready` says, else 0.",
+            registry=registry,
+        )
+        self.loop_turns = Counter(
+            "framegate_loop_turns",
+            "Rounds of the loop, two a second or more also where nothing is to do. Stands still: it hangs, and `/live` "
+            "will fail.",
+            registry=registry,
+        )
         self.commits = Counter(
             "framegate_commits", "Commits of answered positions that the broker took.", registry=registry
         )
@@ -450,6 +479,17 @@ class Metrics:
             ["topic", "partition"],
             registry=registry,
         )
+
+    def _begin(self, station: str) -> None:
+        """Begin a station's series at 0 where alerts look at how they rise: what is born at 40 has not risen."""
+        if station in self._begun:
+            return
+        self._begun.add(station)
+        self.clock_skew.labels(station)
+        for decision in get_args(Decision):
+            self.verdicts.labels(station, decision)
+        for cause in get_args(Cause):
+            self.station_none.labels(station, cause)
 
     def _show_zeros(self) -> None:
         """Begin the series whose labels are known at 0: an alert on a rate misses a series that is born at 1."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from consumer.events import EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
+from consumer.events import Cause, Decision, EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
 from consumer.metrics import LATENCY_BUCKETS_S, OTHER_STATIONS, Metrics, metric_docs
 
 
@@ -83,6 +83,30 @@ def test_a_verdict_none_and_its_cause(registry: CollectorRegistry, metrics: Metr
     assert registry.get_sample_value("framegate_none_total", {"cause": "oversize"}) == 1
     assert registry.get_sample_value("framegate_none_total", {"cause": "undecodable"}) == 0, "known causes begin at 0"
     assert registry.get_sample_value("framegate_reasons_total", {"reason": "camera"}) == 1
+
+
+def test_what_alerts_watch_rise_begins_at_zero_with_a_stations_first_frame(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    metrics.observe_frame(a_frame())
+    station = {"station": "press-1"}
+    for cause in get_args(Cause):
+        assert registry.get_sample_value("framegate_station_none_total", {**station, "cause": cause}) == 0, cause
+    for decision in get_args(Decision):
+        assert registry.get_sample_value("framegate_verdicts_total", {**station, "decision": decision}) == 0, decision
+    assert registry.get_sample_value("framegate_clock_skew_total", station) == 0
+    metrics.observe_verdict(a_verdict("none", cause="late"))
+    metrics.observe_frame(a_frame())
+    assert registry.get_sample_value("framegate_station_none_total", {**station, "cause": "late"}) == 1
+
+
+def test_a_refused_reload_stands_until_one_was_taken(registry: CollectorRegistry, metrics: Metrics) -> None:
+    shown = []
+    for outcome in (None, "refused", "refused", "unchanged", "refused", "loaded"):
+        if outcome is not None:
+            metrics.count_reload(outcome)
+        shown.append(registry.get_sample_value("framegate_last_reload_successful"))
+    assert shown == [1, 0, 0, 1, 0, 1]
 
 
 def test_a_flood_of_stations_shares_one_label(registry: CollectorRegistry, metrics: Metrics) -> None:

@@ -386,7 +386,7 @@ def test_a_broker_that_is_gone_makes_it_not_ready_and_keeps_it_alive(unique: str
     broker = EmbeddedBroker()
     broker.start()
     line = Line(broker.bootstrap_servers, unique)
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def story(address: str) -> None:
         until(lambda: status(f"{address}/ready") == 200)
@@ -395,6 +395,7 @@ def test_a_broker_that_is_gone_makes_it_not_ready_and_keeps_it_alive(unique: str
         broker.stop()
         until(lambda: status(f"{address}/ready") == 503)
         seen["live"] = status(f"{address}/live")
+        seen["ready"] = [line for line in metrics(address).splitlines() if line.startswith("framegate_ready ")]
 
     guide = Guide(story)
     try:
@@ -404,6 +405,7 @@ def test_a_broker_that_is_gone_makes_it_not_ready_and_keeps_it_alive(unique: str
             serve(replace(line.settings, idle_exit_s=None, drain_s=3.0), judge(), on_ready=guide.begin)
         guide.finish()
         assert seen["live"] == 200
+        assert seen["ready"] == ["framegate_ready 0.0"]
         assert time.monotonic() - began_s < PATIENCE_S
     finally:
         line.close()
