@@ -204,6 +204,42 @@ def test_what_a_service_mounts_is_declared_and_used_alike(services: Mapping[str,
     }
 
 
+def test_every_mounted_file_is_there(services: Mapping[str, Any]) -> None:
+    """Folders of this one, whole and read-only; and what the services are told to read in them."""
+    mounts = {
+        volume["target"]: Path(volume["source"])
+        for service in services.values()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "bind"
+    }
+    assert mounts == {"/etc/prometheus": DEPLOY / "prometheus", "/etc/framegate": DEPLOY / "grafana"}
+    told = [option.partition("=")[2] for option in services["prometheus"]["command"] if "config.file" in option]
+    grafana = services["grafana"]["environment"]
+    told += [grafana["GF_PATHS_PROVISIONING"], grafana["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]]
+    (provider,) = (DEPLOY / "grafana/provisioning/dashboards").glob("*.yaml")
+    told += re.findall(r"path: (\S+)", provider.read_text(encoding="utf-8"))
+    rules = re.findall(r"^ *- (\S+\.yaml)$", (DEPLOY / "prometheus/prometheus.yaml").read_text("utf-8"), re.MULTILINE)
+    assert rules
+    told += [f"/etc/prometheus/{name}" for name in rules]
+    for inner in told:
+        (outer,) = [
+            Path(inner.replace(there, str(here), 1)) for there, here in mounts.items() if inner.startswith(there)
+        ]
+        assert outer.exists(), f"{inner} would be missing: there is no {outer}"
+
+
+def test_prometheus_looks_for_the_consumers_where_they_are(services: Mapping[str, Any]) -> None:
+    text = (DEPLOY / "prometheus/prometheus.yaml").read_text(encoding="utf-8")
+    names = re.search(r"names: \[([^\]]+)\]", text)
+    port = re.search(r"port: (\d+)", text)
+    assert names is not None
+    assert port is not None
+    assert {name.strip() for name in names[1].split(",")} == {name for name in services if name.startswith("consumer")}
+    for name in ("consumer", "consumer-gpu"):
+        assert [entry["target"] for entry in services[name]["ports"]] == [int(port[1])]
+        assert services[name]["command"][-2:] == ["--http-host", "0.0.0.0"]  # noqa: S104 - the container's own
+
+
 def broker_settings(service: Mapping[str, Any]) -> dict[str, str]:
     """The broker's properties as the image apache/kafka makes them of its environment, without its addresses."""
     given = {

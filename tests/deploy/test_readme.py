@@ -61,3 +61,10 @@ def test_every_image_named_is_the_one_that_is_used() -> None:
     assert len(named) == 4
     for image in named:
         assert image in compose + DOCKERFILE
+
+
+def test_every_link_leads_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)", TEXT)
+    assert targets
+    for target in targets:
+        assert (ROOT / "deploy" / target).exists(), target
