@@ -208,7 +208,9 @@ def _new_root(root: Path, python: BasePython) -> Path:
     for name in ("bin", "lib", "lib64", "sbin"):
         if Path("/", name).is_symlink():
             (root / name).symlink_to(Path("/", name).readlink())
-    for name in (*_ETC, *_ETC_TOO):
+    # Of /etc what tells programs of /usr how to work: Debian keeps Java's settings there too.
+    java = [path.name for path in Path("/etc").glob("java-*-openjdk")]
+    for name in (*_ETC, *_ETC_TOO, *java):
         source = Path("/etc", name)
         if source.is_dir():
             shutil.copytree(source, root / "etc" / name, symlinks=True, ignore=shutil.ignore_patterns("private"))
