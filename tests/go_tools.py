@@ -25,7 +25,8 @@ def go_tool(name: str) -> Path:
     go = shutil.which("go")
     if go is None:
         pytest.skip(f"needs Go, to build {name}")
-    content = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*")) if path.is_file())
+    sources = [SOURCES / "go.mod", SOURCES / "go.sum", *sorted((SOURCES / name).glob("*.go"))]
+    content = b"".join(path.read_bytes() for path in sources)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "framegate-tests"
     program = cache / f"go-{hashlib.sha256(content).hexdigest()[:12]}" / name
     cache.mkdir(parents=True, exist_ok=True)
