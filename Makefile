@@ -52,10 +52,11 @@ lock: ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 for newer 
 wheel: .dev ## build dist/framegate-*.whl
 	$(BIN)/hatchling build -t wheel
 
-images: .dev ## build the three images with Docker, which this needs alone
+images: .dev ## build the three images with Docker, tagged as the compose file and the chart have them
+	version=$$($(BIN)/framegate --version | awk '{ print $$3 }'); \
 	for target in cpu gpu trainer; do \
-		docker build --target $$target --tag framegate:$$target --build-arg REVISION="$$(git rev-parse HEAD)" \
-			--build-arg VERSION="$$($(BIN)/framegate --version | awk '{ print $$3 }')" . || exit; \
+		docker build --target $$target --tag framegate:$$target --tag framegate:$$version-$$target \
+			--build-arg VERSION=$$version --build-arg REVISION="$$(git rev-parse HEAD)" . || exit; \
 	done
 
 sbom: .dev ## a bill of materials (CycloneDX) for each image, in dist/sbom
