@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types imports pytest faults soak format lock wheel clean
+.PHONY: help demo test lint types imports pytest faults soak format lock wheel images sbom audit release-check clean
 # What another installation put on these paths (ROS does) must not shadow what .venv pins.
 unexport PYTHONPATH PYTHONHOME
 
@@ -12,7 +12,7 @@ BIN := .venv/bin
 PYTHON_FILES := consumer trainer engine framegate.py tests docs/notebooks
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## broker, training, consumer and four cameras on this machine, in a few minutes
 	@PYTHON="$(PYTHON)" .ci/setup.sh base
@@ -51,6 +51,22 @@ lock: ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 for newer 
 
 wheel: .dev ## build dist/framegate-*.whl
 	$(BIN)/hatchling build -t wheel
+
+images: .dev ## build the three images with Docker, tagged as the compose file and the chart have them
+	version=$$($(BIN)/framegate --version | awk '{ print $$3 }'); \
+	for target in cpu gpu trainer; do \
+		docker build --target $$target --tag framegate:$$target --tag framegate:$$version-$$target \
+			--build-arg VERSION=$$version --build-arg REVISION="$$(git rev-parse HEAD)" . || exit; \
+	done
+
+sbom: .dev ## a bill of materials (CycloneDX) for each image, in dist/sbom
+	.ci/release.sh sbom
+
+audit: .dev ## known vulnerabilities of every locked package; fails where one could not be audited
+	.ci/release.sh audit $(ARGS)
+
+release-check: .dev ## wheel, sdist and bills of materials in dist, looked at; on the day of a release
+	.ci/release.sh check
 
 clean: ## remove the environment, builds and caches
 	rm -rf .venv .venv-tools .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

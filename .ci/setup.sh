@@ -281,6 +281,13 @@ lock() {
     "${compile[@]}" pyproject.toml --extra dev --output-file requirements/dev.txt
     "${compile[@]}" pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
     "${compile[@]}" --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+    # The images' sets. TensorRT comes with NVIDIA's image, so only what is beside it is pinned here.
+    "${compile[@]}" pyproject.toml --extra azure --extra s3 --extra spark --constraint requirements/dev.txt \
+        --output-file requirements/trainer.txt
+    "${compile[@]}" pyproject.toml --extra gpu --constraint requirements/dev.txt --no-emit-package tensorrt \
+        --no-emit-package tensorrt-cu13 --no-emit-package tensorrt-cu13-bindings --no-emit-package tensorrt-cu13-libs \
+        --output-file requirements/gpu.txt
+    "${compile[@]}" --group gpu-build --constraint requirements/dev.txt --output-file requirements/gpu-build.txt
 }
 
 # Two makes in one checkout wait for each other; the lock is on the folder itself, so nothing is left behind.

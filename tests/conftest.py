@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
+import sys
 import uuid
 import warnings
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from tests.image_root import BuiltImage
     from tests.kafka_cluster import ApacheKafka, RunningBroker
     from tests.object_stores import Azurite, Moto, ObjectStore
 
@@ -132,6 +135,22 @@ def broker(request: pytest.FixtureRequest) -> RunningBroker:
     """Each kind of broker in turn."""
     running: RunningBroker = request.getfixturevalue(request.param)
     return running
+
+
+@pytest.fixture(scope="session")
+def cpu_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
+    """The image `cpu`, made by what its Dockerfile runs, without a container engine; takes a minute or two."""
+    from tests.image_plan import plan_image
+    from tests.image_root import BuiltImage, base_python, build_image, require_namespaces, version_of_base
+
+    require_namespaces()
+    folder = tmp_path_factory.mktemp("cpu-image")
+    try:
+        python = base_python(version_of_base("PYTHON"), Path(sys.base_prefix), folder / "pip")
+        plan = plan_image("cpu")
+        yield BuiltImage(plan, build_image(plan, folder, python), python, folder / "volumes")
+    finally:
+        shutil.rmtree(folder)  # a gigabyte that pytest would keep for three runs
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_no_test_folder_is_a_package() -> None:
 
 def test_requirements_are_pinned_hashed_and_without_index() -> None:
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    assert {file.name for file in files} >= {"base.txt", "build.txt", "dev.txt"}
+    assert {file.name for file in files} >= {"base.txt", "build.txt", "dev.txt", "gpu.txt", "trainer.txt"}
     for file in files:
         lines = file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
         entries = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -90,13 +90,14 @@ def test_requirements_are_pinned_hashed_and_without_index() -> None:
 
 def test_requirement_files_agree_on_versions() -> None:
     versions: dict[str, set[str]] = {}
-    for file in ("base.txt", "build.txt", "dev.txt"):
-        text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
+    for path in sorted((ROOT / "requirements").glob("*.txt")):
+        text = path.read_text(encoding="utf-8")
         per_file: dict[str, set[str]] = {}
-        for name, version in re.findall(r"^([a-z0-9._-]+)==(.*?) *\\$", text, flags=re.MULTILINE):
+        # The versions alone: for whom a package is needed may differ from set to set.
+        for name, version in re.findall(r"^([a-z0-9._-]+)==(\S+)", text, flags=re.MULTILINE):
             per_file.setdefault(name, set()).add(version)
         for name, found in per_file.items():
-            assert versions.setdefault(name, found) == found, f"{name} differs in {file}"
+            assert versions.setdefault(name, found) == found, f"{name} differs in {path.name}"
 
 
 def test_no_file_names_a_registry_or_a_place_on_one_machine() -> None:
