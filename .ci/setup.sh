@@ -4,6 +4,7 @@
 #   .ci/setup.sh base      what `make demo` needs
 #   .ci/setup.sh dev       what `make test` needs; takes base in
 #   .ci/setup.sh system    system packages that only some tests need
+#   .ci/setup.sh deploy    what `make test-deploy` needs beyond that
 #   .ci/setup.sh lock      write requirements/*.txt anew from pyproject.toml
 #
 # PYTHON=python3.12               the interpreter to take instead of the first that fits
@@ -236,13 +237,17 @@ install_system_packages() {
         { apt_may_install && apt_install nodejs npm; } ||
             say "Note: there is no npm here, so the tests on Azurite will be skipped. To run them: apt install nodejs npm"
     fi
+    if command -v npm >/dev/null; then
+        install_node_packages || say "Note: npm could not install tests/node, so the tests on Azurite will be skipped."
+    fi
+}
+
+# What `make test-deploy` needs beyond that.
+install_deploy_tools() {
     if command -v go >/dev/null; then
         build_helm || say "Note: Helm could not be built from tests/deploy/go, so the tests of the chart will be skipped."
     else
-        say "Note: there is no Go 1.26 or newer here, so the tests of the Helm chart will be skipped."
-    fi
-    if command -v npm >/dev/null; then
-        install_node_packages || say "Note: npm could not install tests/node, so the tests on Azurite will be skipped."
+        say "Note: there is no Go 1.26 or newer here, so the tests of the Helm chart, of the images and of compose are skipped."
     fi
 }
 
@@ -297,6 +302,7 @@ if command -v flock >/dev/null; then flock 9; fi
 case "${1:-}" in
     base | dev) install_python_packages "$1" ;;
     system) install_system_packages ;;
+    deploy) install_system_packages && install_deploy_tools ;;
     lock) lock ;;
-    *) fail "usage: .ci/setup.sh base|dev|system|lock" ;;
+    *) fail "usage: .ci/setup.sh base|dev|system|deploy|lock" ;;
 esac

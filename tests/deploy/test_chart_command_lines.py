@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.chart import Manifest, Rendered
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PASSWORD = "nobody knows"
 PLACE = "/etc/framegate"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.chart import Manifest, Rendered
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 every_case = pytest.mark.parametrize("case", CASES)
 

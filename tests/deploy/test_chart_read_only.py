@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.chart import Manifest
     from tests.kafka_cluster import RunningBroker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PATIENCE_S = 300.0
 TRAINING_S = 900.0

@@ -19,7 +19,7 @@ from tests.chart import FILES, ROOT, render
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")

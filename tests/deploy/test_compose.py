@@ -57,7 +57,7 @@ PATIENCE_S = 240.0
 QUICK_S = 5.0
 """Training takes longer."""
 
-pytestmark = pytest.mark.slow  # Docker Compose's loader is compiled once
+pytestmark = [pytest.mark.deploy, pytest.mark.slow]  # Docker Compose's loader is compiled once
 
 
 def compose(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -69,6 +69,7 @@ def test_every_rule_that_is_off_would_find_something(tmp_path: Path) -> None:
     assert found == off
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_base_images_are_named_by_exact_version() -> None:
     """And nothing else is fetched: the misspelt name of a stage would be taken for an image's."""
@@ -82,12 +83,14 @@ def test_base_images_are_named_by_exact_version() -> None:
         assert asked == {given[name] for name in names}
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_buildkit_takes_it_and_warns_of_nothing(plan: ImagePlan) -> None:
     assert plan.warnings == ()
     assert plan.runs()
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_image_says_what_it_is_and_how_it_runs(plan: ImagePlan) -> None:
     config = plan.config
@@ -106,12 +109,14 @@ def test_the_image_says_what_it_is_and_how_it_runs(plan: ImagePlan) -> None:
     assert config.get("StopSignal") == ("SIGTERM" if serves else None)
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_what_is_not_run_here_is_known() -> None:
     for target in TARGETS:
         assert [run.shell for run in plan_image(target).runs() if "apt-get" in run.shell] == NOT_RUN[target]
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_build_context_is_what_the_images_are_made_of() -> None:
     copied = set.union(*(plan_image(target).copied_from_context() for target in TARGETS))
@@ -126,11 +131,13 @@ def test_the_build_context_is_what_the_images_are_made_of() -> None:
     }
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_names_are_checked_in_every_image(plan: ImagePlan) -> None:
     assert [run for run in plan.runs() if "/opt/framegate/bin/python -I /wheel/own_names.py" in run.shell]
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_cpu_image_holds_the_environment_alone(cpu_image: BuiltImage) -> None:
     opt = [path.name for path in (cpu_image.root / "opt").iterdir()]
@@ -145,6 +152,7 @@ def test_the_cpu_image_holds_the_environment_alone(cpu_image: BuiltImage) -> Non
     assert not list((cpu_image.root / "root").iterdir()), "something was left in root's home"
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_cpu_image_answers_on_a_read_only_root(cpu_image: BuiltImage) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -159,6 +167,7 @@ def test_the_cpu_image_answers_on_a_read_only_root(cpu_image: BuiltImage) -> Non
     assert done.stdout.split() == ["10001", "10001"]
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "auto"])
 def test_the_cpu_image_scores_on_a_read_only_root(cpu_image: BuiltImage, backend: str, tmp_path: Path) -> None:
@@ -175,6 +184,7 @@ def test_the_cpu_image_scores_on_a_read_only_root(cpu_image: BuiltImage, backend
     assert 0 <= line["defect_probability"] <= 1
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_a_heatmap_goes_where_it_is_told_and_fonts_to_the_volume(cpu_image: BuiltImage, tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", small_bundle())
@@ -190,6 +200,7 @@ def test_a_heatmap_goes_where_it_is_told_and_fonts_to_the_volume(cpu_image: Buil
     assert len(list(maps.iterdir())) == 1
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_a_name_of_somebody_elses_ends_the_build(cpu_image: BuiltImage) -> None:
     (script,) = [
@@ -219,6 +230,7 @@ def wheels_own_names() -> set[str]:
     return {"consumer", "engine", "trainer", "framegate.py"}
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_cpu_image_has_the_wheel_and_nothing_beside_it(cpu_image: BuiltImage, wheels_own_names: set[str]) -> None:
     (site,) = (cpu_image.root / "opt/framegate/lib").glob("python3.*/site-packages")
@@ -231,6 +243,7 @@ def test_the_cpu_image_has_the_wheel_and_nothing_beside_it(cpu_image: BuiltImage
     assert points.read_text().split() == ["[console_scripts]", "framegate", "=", "framegate:main"]
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 def test_the_cpu_image_holds_just_what_is_locked(cpu_image: BuiltImage) -> None:
     """So that its bill of materials, which is made from the lock file, is the image's."""
@@ -272,6 +285,7 @@ def built(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BuiltImage
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("built", ["gpu"], indirect=True)
@@ -284,6 +298,7 @@ def test_the_gpu_image_has_pycuda_for_the_hosts_driver(built: BuiltImage) -> Non
     assert built.run(["--version"]).stdout.startswith("framegate, version ")
 
 
+@pytest.mark.deploy
 @pytest.mark.slow
 @pytest.mark.spark
 @pytest.mark.timeout(3600)
