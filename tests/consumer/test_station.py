@@ -20,21 +20,14 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from consumer.broker import EmbeddedBroker
+from consumer.camera_report import CameraReport, SentFrame
+from consumer.camera_settings import CameraSettings
 from consumer.cli_camera import camera
 from consumer.errors import BrokerError, SettingsError, TopicError
 from consumer.events import Frame, Position
 from consumer.frame_producer import KafkaFrameProducer
-from consumer.station import (
-    CameraReport,
-    CameraSettings,
-    Picture,
-    SentFrame,
-    expected_frames,
-    folder_pictures,
-    image_files,
-    publish,
-    run_camera,
-)
+from consumer.pictures import Picture, folder_pictures, image_files
+from consumer.station import expected_frames, publish, run_camera
 from consumer.topics import consumer_limits, ensure_topics
 from consumer.wire import WireRecord, frame_from_record, rfc3339
 from engine.errors import WorkError
@@ -534,7 +527,8 @@ BROKER_DIES = """
 import itertools, json, logging
 from consumer.broker import EmbeddedBroker
 from consumer.frame_producer import KafkaFrameProducer
-from consumer.station import Picture, publish
+from consumer.pictures import Picture
+from consumer.station import publish
 from consumer.topics import ensure_topics
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 broker = EmbeddedBroker()
