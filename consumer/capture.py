@@ -23,13 +23,12 @@ READ_TIMEOUT_MS = 5_000
 """How long FFmpeg waits for a camera to answer, and then for each picture."""
 
 _BACKENDS = {"stream": cv2.CAP_FFMPEG, "device": cv2.CAP_V4L2, "pipeline": cv2.CAP_GSTREAMER, "video": cv2.CAP_FFMPEG}
-_ENVIRONMENT = {
-    # RTSP over TCP: a lost packet would be grey blocks, which a model may take for defects. No needless buffer.
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_transport;tcp|fflags;nobuffer",
-    # The libraries' own lines would stand between the user and the one that says what happened.
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",
-    "OPENCV_LOG_LEVEL": "SILENT",
-}
+
+
+def _quiet() -> None:
+    """The libraries' own lines would stand between the user and the one that says what happened."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class OpenCvCapture:
@@ -81,9 +80,7 @@ def connecting(
     Raises:
         SettingsError: this OpenCV has no way to such a source. (What the function raises is CaptureError.)
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    _quiet()
     backend = _BACKENDS[source.kind]
     if not cv2.videoio_registry.hasBackend(backend):
         msg = (
@@ -128,8 +125,7 @@ def video_pictures(path: Path, *, jpeg_quality: int, loop: bool = False) -> Iter
     if not path.is_file():
         msg = f"{path} is not there: expected a video"
         raise SettingsError(msg)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", _ENVIRONMENT["OPENCV_FFMPEG_LOGLEVEL"])
+    _quiet()
     with _opened(path) as first:
         if not first.grab():
             msg = f"{path} holds no picture that can be decoded: expected a video"

@@ -59,6 +59,7 @@ class RtspServer:
         self._players: set[socket.socket] = set()
         self._connections: set[socket.socket] = set()
         self.played = 0
+        self.udp_refused = 0
 
     def __enter__(self) -> Self:
         self._server = _Server((HOST, self._port), _Session)
@@ -138,6 +139,7 @@ class _Session(socketserver.StreamRequestHandler):
         elif method == "SETUP" and "interleaved" in headers["transport"]:
             self._reply(number, "200 OK", "Session: 1\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n")
         elif method == "SETUP":
+            rtsp.udp_refused += 1
             self._reply(number, "461 Unsupported Transport", "")
         elif method == "PLAY":
             self._reply(number, "200 OK", "Session: 1\r\n")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from consumer.broker import EmbeddedBroker
@@ -24,13 +24,14 @@ from consumer.camera_report import CameraReport, SentFrame
 from consumer.camera_settings import CameraSettings
 from consumer.cli_camera import camera
 from consumer.errors import BrokerError, SettingsError, TopicError
-from consumer.events import Frame, Position
+from consumer.events import Position
 from consumer.frame_producer import KafkaFrameProducer
 from consumer.pictures import Picture, folder_pictures, image_files
 from consumer.station import expected_frames, publish, run_camera
-from consumer.topics import consumer_limits, ensure_topics
+from consumer.topics import ensure_topics
 from consumer.wire import WireRecord, frame_from_record, rfc3339
 from engine.errors import WorkError
+from tests.frames_topic import read_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -383,39 +384,6 @@ except FramegateError as error:
 def start_camera(*arguments: str) -> subprocess.Popen[str]:
     """The verb in a process of its own."""
     return subprocess.Popen([sys.executable, "-c", RUN, *arguments], cwd=ROOT, text=True, stdout=PIPE, stderr=PIPE)
-
-
-def read_frames(bootstrap_servers: str, stations: set[str], expected: int) -> list[Frame]:
-    """At least so many frames of these stations, in order per partition, and whatever else is there by then.
-
-    Read, not counted: the embedded broker's end offset leaves out all but the first record of the last batch.
-    """
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest", **consumer_limits())
-    frames: list[Frame] = []
-    deadline_s = time.monotonic() + 30
-    try:
-        consumer.assign([TopicPartition("frames", number) for number in range(4)])
-        more = True
-        while more or len(frames) < expected:
-            assert time.monotonic() < deadline_s, f"{len(frames)} of {expected} frames"
-            records = [record for batch in consumer.poll(timeout_ms=500).values() for record in batch]
-            more = bool(records)
-            frames += [frame for record in records if (frame := as_frame(record)).station in stations]
-    finally:
-        consumer.close()
-    return frames
-
-
-def as_frame(record: Any) -> Frame:
-    """A record as the consumer reads it."""
-    return frame_from_record(
-        Position(record.topic, record.partition, record.offset),
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
-        timestamp_ms=record.timestamp,
-        now_s=time.time(),
-    )
 
 
 @pytest.mark.kafka
