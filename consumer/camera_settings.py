@@ -125,7 +125,7 @@ def _require_numbers(settings: CameraSettings) -> None:
         msg = f"--jpeg-quality {settings.jpeg_quality} is out of range: expected 1 to 100"
         raise SettingsError(msg)
     if settings.size_px is not None and min(settings.size_px) < 1:
-        msg = f"--size {settings.size_px[0]}x{settings.size_px[1]} is no picture: expected WIDTHxHEIGHT in pixels"
+        msg = f"--resolution {settings.size_px[0]}x{settings.size_px[1]} is no picture: expected WIDTHxHEIGHT in pixels"
         raise SettingsError(msg)
 
 
@@ -153,7 +153,7 @@ def _require_one_kind(settings: CameraSettings) -> None:
         msg = "--shuffle is for folders of images: expected a video without it"
         raise SettingsError(msg)
     if settings.size_px is not None and kinds != {"device"}:
-        msg = "--size is asked of devices (/dev/video0) alone: set it in the camera that gives a stream"
+        msg = "--resolution is asked of devices (/dev/video0) alone: set it in the camera that gives a stream"
         raise SettingsError(msg)
     if settings.watch:
         _require_folders_apart([Path(source.location).absolute() for source in sources.values()])

@@ -25,7 +25,7 @@ Examples:
   framegate camera --station press-1=left/ --station press-2=right/ --count 100 --sent sent.jsonl
   framegate camera drop/ --station press-1 --watch
   framegate camera 'rtsp://line:${CAMERA_PASSWORD}@10.0.0.21/stream' --station press-1 --rate 5
-  framegate camera /dev/video0 --station press-1 --size 1920x1080
+  framegate camera /dev/video0 --station press-1 --resolution 1920x1080
 """
 
 
@@ -75,7 +75,7 @@ Examples:
     metavar="1..100",
     help="Of frames that come as pixels: videos, streams, devices.",
 )
-@click.option("--size", metavar="WxH", help="Pixels to ask a device for, e.g. 1920x1080. Default: as it is.")
+@click.option("--resolution", metavar="WxH", help="Pixels to ask a device for, e.g. 1920x1080. Default: as it is.")
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to publish to; it must exist.")
 @click.option("--bootstrap-servers", default="localhost:9092", metavar="HOST:PORT,…", help="The Kafka brokers.")
 @client_config_option
@@ -100,7 +100,7 @@ def camera(
     settle_s: float,
     part_pattern: str | None,
     jpeg_quality: int,
-    size: str | None,
+    resolution: str | None,
     frames_topic: str,
     bootstrap_servers: str,
     client_config: Path | None,
@@ -133,7 +133,7 @@ def camera(
         settle_s=settle_s,
         part_pattern=None if part_pattern is None else _pattern(part_pattern),
         jpeg_quality=jpeg_quality,
-        size_px=None if size is None else _size(size),
+        size_px=None if resolution is None else _resolution(resolution),
         sent_path=sent,
         client={} if client_config is None else read_client_config(client_config),
     )
@@ -200,11 +200,11 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise SettingsError(msg) from error
 
 
-def _size(text: str) -> tuple[int, int]:
+def _resolution(text: str) -> tuple[int, int]:
     """(width, height)."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None:
-        msg = f"--size {text!r} is no size: expected WIDTHxHEIGHT in pixels, such as 1920x1080"
+        msg = f"--resolution {text!r} is none: expected WIDTHxHEIGHT in pixels, such as 1920x1080"
         raise SettingsError(msg)
     return int(found[1]), int(found[2])
 

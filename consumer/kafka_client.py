@@ -111,5 +111,5 @@ def refused(connection: Connection, error: Exception) -> BrokerError:
     """The cluster could not be used."""
     return BrokerError(
         f"Kafka at {connection.bootstrap_servers} cannot be used: {type(error).__name__}: {error}; "
-        "check the address, that the broker runs, and the security settings"
+        "check the address, that the broker runs, the security settings, and this client's rights"
     )

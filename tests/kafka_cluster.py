@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 POM = Path(__file__).parent / "integration" / "pom.xml"
+TOOLS_POM = POM.parent / "tools" / "pom.xml"
+"""Kafka with its command-line tools, Kafka Connect and connectors."""
+
 HOST = "127.0.0.1"
 MESSAGE_MAX_BYTES = 32 * 1024 * 1024
 """Largest record any topic of the cluster may take."""
@@ -116,8 +119,8 @@ def find_java() -> Path:
     return java
 
 
-def fetch_jars() -> Path:
-    """Folder with Apache Kafka's jars; fetched by Maven on the first call, from the cache later.
+def fetch_jars(pom: Path = POM) -> Path:
+    """Folder with the jars of a pom, Apache Kafka's; fetched by Maven on the first call, from the cache later.
 
     The cache is `$XDG_CACHE_HOME/framegate-tests` (default `~/.cache/framegate-tests`), one folder per content of the
     pom. It appears whole or not at all, and of several test runs only one fetches.
@@ -125,10 +128,10 @@ def fetch_jars() -> Path:
     Raises:
         KafkaUnavailable: Maven is missing, or it could not fetch them.
     """
-    content = POM.read_bytes()
+    content = pom.read_bytes()
     version = re.search(rb"<kafka\.version>([^<]+)<", content)
     if version is None:
-        msg = f"{POM} names no kafka.version"
+        msg = f"{pom} names no kafka.version"
         raise ValueError(msg)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "framegate-tests"
     jars = cache / f"kafka-{version.group(1).decode()}-{hashlib.sha256(content).hexdigest()[:12]}"
@@ -143,7 +146,7 @@ def fetch_jars() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not jars.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as folder:
-                _copy_dependencies(maven, Path(folder) / "jars")
+                _copy_dependencies(maven, pom, Path(folder) / "jars")
                 (Path(folder) / "jars").rename(jars)
     return jars
 
@@ -390,9 +393,9 @@ def _sees(node: _Node, brokers: int) -> bool:
     return False
 
 
-def _copy_dependencies(maven: str, target: Path) -> None:
+def _copy_dependencies(maven: str, pom: Path, target: Path) -> None:
     """Let Maven put the jars of the pom into a folder."""
-    command = [maven, "-B", "-q", "-Dstyle.color=never", "-f", str(POM)]
+    command = [maven, "-B", "-q", "-Dstyle.color=never", "-f", str(pom)]
     command += ["dependency:copy-dependencies", f"-DoutputDirectory={target}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FETCH_TIMEOUT_S)
