@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 POM = Path(__file__).parent / "integration" / "pom.xml"
 TOOLS_POM = POM.parent / "tools" / "pom.xml"
-"""Kafka with its command-line tools, Kafka Connect and connectors."""
+"""Kafka with its command-line tools."""
+
+CONNECT_POM = POM.parent / "connect" / "pom.xml"
+"""Kafka Connect and connectors."""
 
 HOST = "127.0.0.1"
 MESSAGE_MAX_BYTES = 32 * 1024 * 1024

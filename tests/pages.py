@@ -74,7 +74,7 @@ def commands(folder: Path, jars: Path | None = None) -> dict[str, str]:
     if jars is not None:
         logging = folder / "log4j2.properties"
         logging.write_text("status = error\nrootLogger.level = off\n")
-        java = f'exec java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dlog4j2.configurationFile="{logging}"'
+        java = f'exec java -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dlog4j2.configurationFile="{logging}"'
         scripts |= {name: f'{java} -cp "{jars}/*" {main} "$@"' for name, main in KAFKA_SCRIPTS.items()}
     for name, line in scripts.items():
         script = folder / name
