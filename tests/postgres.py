@@ -17,7 +17,7 @@ USER = "postgres"
 
 
 class Postgres:
-    """A context manager: a cluster in a folder that its user may enter, and that goes with it. Skips where there is none.
+    """A context manager: a cluster in a folder of its own, which goes with it. Skips where there is no PostgreSQL.
 
     PostgreSQL refuses to run as root: then it runs as the package's own user.
     """

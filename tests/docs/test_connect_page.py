@@ -94,15 +94,12 @@ def test_verdicts_go_into_a_file_and_into_a_database_once_each(
 def carry(kafka: RunningBroker, folder: Path, jars: Path, topic: str, database: Postgres) -> None:
     """Run Kafka Connect as the page has it, until all is in the file and in the table."""
     (folder / "plugins").mkdir()
-    names: dict[str, object] = {"topics=verdicts": f"topics={topic}"}
     worker = {"kafka-1:9092": kafka.bootstrap_servers, "8083": free_port(), "/opt/connectors": folder / "plugins"}
-    files: dict[str, dict[str, object]] = {
-        "worker": worker,
-        "file-sink": names,
-        "jdbc-sink": {**names, "db:5432": f"127.0.0.1:{database.port}"},
-    }
-    for name, replace in files.items():
-        (folder / f"{name}.properties").write_text(block(PAGE, name, replace))
+    names = {"topics=verdicts": f"topics={topic}"}
+    where = {"db:5432": f"127.0.0.1:{database.port}"}
+    (folder / "worker.properties").write_text(block(PAGE, "worker", worker))
+    (folder / "file-sink.properties").write_text(block(PAGE, "file-sink", names))
+    (folder / "jdbc-sink.properties").write_text(block(PAGE, "jdbc-sink", {**names, **where}))
     log = folder / "connect.log"
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -110,7 +110,12 @@ def gates(apache_kafka: RunningBroker, topic: str, tmp_path: Path) -> Iterator[d
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",  # noqa: PTH120 - a text for the environment
         "NODE_PATH": str(NODE_MODULES),
     }
-    running = {name: Gate(block(PAGE, name, here), tmp_path, environment) for name in ("python", "java", "node")}
+    scripts = {
+        "python": block(PAGE, "python", here),
+        "java": block(PAGE, "java", here),
+        "node": block(PAGE, "node", here),
+    }
+    running = {name: Gate(script, tmp_path, environment) for name, script in scripts.items()}
     try:
         for name, gate in running.items():
             until(lambda gate=gate: "ready" in gate.said, name, gate)
