@@ -50,9 +50,10 @@ class Watched:
         return self.folder.take()
 
     def take_all(self) -> list[Picture]:
-        taken = []
+        taken: list[Picture] = []
         while (picture := self.take()) is not None:
             taken.append(picture)
+            assert len(taken) < 100, "the same again and again"
         return taken
 
     def answer(self, picture: Picture, error: BaseException | None = None) -> None:
