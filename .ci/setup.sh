@@ -228,6 +228,10 @@ install_system_packages() {
         { apt_may_install && apt_install chromium; } ||
             say "Note: there is no chromium here, so the tests in a browser will be skipped. To run them: apt install chromium"
     fi
+    if ! command -v ffmpeg >/dev/null; then
+        { apt_may_install && apt_install ffmpeg; } ||
+            say "Note: there is no ffmpeg here, so two tests on cameras will be skipped. To run them: apt install ffmpeg"
+    fi
     if ! command -v promtool >/dev/null && [ ! -x "$venv/bin/promtool" ]; then
         { [ "${FRAMEGATE_SYSTEM_PACKAGES:-yes}" != no ] && say "Unpacking prometheus into $venv" && unpack_prometheus; } ||
             say "Note: there is no promtool here, so the tests of the alert rules will be skipped. To run them: put promtool" \
