@@ -11,7 +11,11 @@ import yaml
 
 from tests.chart import CASES, CHART, FILES, ROOT, VALUES, check_custom, helm, render, rendered
 
-pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(3600)]  # the first of them may have to build Helm
+pytestmark = [
+    pytest.mark.deploy,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+]  # the first may build Helm
 
 OLDEST_KUBERNETES = "1.31"
 CUSTOM = ("keda.sh/", "monitoring.coreos.com/")
