@@ -141,10 +141,6 @@ class Metrics:
         """Count one dead letter that was lost: `full` (too many under way), `send` or `delivery`."""
         self.dead_letter_errors.labels(reason).inc()
 
-    def count_verdict_error(self) -> None:
-        """Count one verdict that the broker did not take; its frame stays uncommitted."""
-        self.verdict_errors.inc()
-
     def count_commit(self) -> None:
         """Count one commit of positions that the broker has taken."""
         self.commits.inc()
@@ -351,11 +347,6 @@ class Metrics:
             "When the station's last verdict was decided, epoch seconds. Where it stands still, so does a camera or a "
             "partition.",
             ["station"],
-            registry=registry,
-        )
-        self.verdict_errors = Counter(
-            "framegate_verdict_errors",
-            "Verdicts the broker did not take. Their frames stay uncommitted and are judged again.",
             registry=registry,
         )
         self.dead_letters = Counter(

@@ -188,7 +188,6 @@ def test_the_plain_counts(registry: CollectorRegistry, metrics: Metrics) -> None
     metrics.count_decode_error("oversize")
     metrics.count_dead_letter("late")
     metrics.count_dead_letter_error("full")
-    metrics.count_verdict_error()
     metrics.count_commit()
     metrics.count_commit_error()
     metrics.count_rebalance()
@@ -199,7 +198,6 @@ def test_the_plain_counts(registry: CollectorRegistry, metrics: Metrics) -> None
         ("framegate_decode_errors_total", {"cause": "oversize"}, 1),
         ("framegate_dead_letters_total", {"cause": "late"}, 1),
         ("framegate_dead_letter_errors_total", {"reason": "full"}, 1),
-        ("framegate_verdict_errors_total", {}, 1),
         ("framegate_commits_total", {}, 1),
         ("framegate_commit_errors_total", {}, 1),
         ("framegate_rebalances_total", {}, 1),
