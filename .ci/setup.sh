@@ -178,7 +178,7 @@ java_is_new_enough() {
 # The newest Java that this distribution can install. (`apt-cache show` also knows names that nothing provides.)
 java_package() {
     local package
-    for package in openjdk-25-jre-headless openjdk-21-jre-headless openjdk-17-jre-headless; do
+    for package in openjdk-25-jdk-headless openjdk-21-jdk-headless openjdk-17-jdk-headless; do
         # No `grep -q`: it stops reading, and pipefail then counts apt-cache's broken pipe as a failure.
         if LC_ALL=C apt-cache policy "$package" 2>/dev/null | grep 'Candidate: [0-9]' >/dev/null; then
             echo "$package"
@@ -222,7 +222,7 @@ install_system_packages() {
     if ! java_is_new_enough || ! command -v mvn >/dev/null; then
         { apt_may_install && install_java_and_maven && java_is_new_enough && command -v mvn >/dev/null; } ||
             say "Note: Java $oldest_java or newer and Maven are not both here, so the tests on Apache Kafka and Apache Spark will be" \
-                "skipped. To run them: apt install openjdk-17-jre-headless maven"
+                "skipped. To run them: apt install openjdk-17-jdk-headless maven"
     fi
     if ! command -v chromium >/dev/null; then
         { apt_may_install && apt_install chromium; } ||
