@@ -7,6 +7,7 @@ The limits come from the training images themselves and travel in the bundle.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,13 +53,15 @@ def all_pixel_statistics(image: np.ndarray) -> PixelStatistics:
     In whole numbers until the end, on the sum of the colours, which is three times the grey value: exact, and a sixth
     of the time that the same takes in floating point.
     """
-    red, green, blue = (cv2.extractChannel(image, colour) for colour in range(3))
-    total = cv2.add(cv2.add(red, green, dtype=cv2.CV_16S), blue, dtype=cv2.CV_16S)  # (h, w) int16
+    red, green, blue = cv2.split(image)
+    total = np.add(red, green, dtype=np.int16)  # (h, w)
+    total += blue
     height, width = total.shape
     across = cv2.norm(total[:, 1:], total[:, :-1], cv2.NORM_L1) / (height * (width - 1))
     down = cv2.norm(total[1:], total[:-1], cv2.NORM_L1) / ((height - 1) * width)
-    mean, deviation = cv2.meanStdDev(total)
-    return PixelStatistics(float(deviation[0, 0]) / 3, (across + down) / 3, float(mean[0, 0]) / 3)
+    mean = cv2.norm(total, cv2.NORM_L1) / total.size
+    variance = max(0.0, cv2.norm(total, cv2.NORM_L2SQR) / total.size - mean**2)
+    return PixelStatistics(math.sqrt(variance) / 3, (across + down) / 3, mean / 3)
 
 
 def trouble(statistics: PixelStatistics, limits: PixelLimits) -> Trouble | None:

@@ -65,8 +65,8 @@ class Plan:
     """
 
     rounds: int = 9
-    lap_images: int = 48
-    photos: int = 96
+    lap_images: int = 192
+    photos: int = 192
     fit_images: tuple[int, ...] = _FIT_IMAGES
     images: tuple[int, ...] = (FEW_IMAGES, 25_000)
     side_px: int = 96

@@ -125,6 +125,16 @@ def test_a_head_that_does_not_fit_the_taps_is_refused(channels: int, pooled_size
         head.check_fits(head.featurizer, channels=channels, pooled_size=pooled_size)
 
 
+@pytest.mark.parametrize(("height_px", "width_px", "most"), [(2, 2, 256), (192, 224, 256), (31, 57, 2), (480, 640, 1)])
+def test_pixel_statistics_are_those_of_the_definition(height_px: int, width_px: int, most: int) -> None:
+    image = np.random.default_rng(3).integers(0, most, (height_px, width_px, 3)).astype(np.uint8)
+    for picture in (image, 255 - image):
+        grey = picture.astype(np.float64).mean(2)
+        detail = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
+        found = all_pixel_statistics(picture)
+        assert (found.contrast, found.detail, found.level) == pytest.approx((grey.std(), detail, grey.mean()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("level", "spread", "expected"),
     [(30, 20, "dark"), (228, 20, "bright"), (128, 1, "blank"), (30, 1, "dark"), (128, 20, None)],
