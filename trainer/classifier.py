@@ -142,8 +142,11 @@ def pooled_model(data: Table, recipe: Recipe, rows: np.ndarray) -> Pipeline:
     """
     rows = _spread(rows, data.defect[rows])
     regression = LogisticRegression(C=recipe.strength, class_weight="balanced", max_iter=1000)
+    own = data.pooled[rows]  # a copy: scaled in place, so that it is in memory once
     with threadpool_limits(1, "blas"):
-        return make_pipeline(StandardScaler(), regression).fit(data.pooled[rows], data.defect[rows])
+        scaler = StandardScaler(copy=False).fit(own)
+        regression.fit(scaler.transform(own), data.defect[rows])
+    return make_pipeline(scaler.set_params(copy=True), regression)
 
 
 def _spread(rows: np.ndarray, defect: np.ndarray) -> np.ndarray:
