@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -26,6 +27,9 @@ from tests.deploy.board_look import (
 from tests.deploy.board_trouble import alerts_panel, cameras_panel, dead_letters_panel, models_panel
 from tests.deploy.runbook_board import UID as RUNBOOK
 from tests.deploy.runbook_board import runbook_board
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.builders import stat, table, timeseries
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "deploy" / "grafana"
@@ -58,7 +62,7 @@ def line_board() -> build.Dashboard:
             .sort(VariableSort.NATURAL_ASC)
         )
     )
-    panels = (
+    panels: tuple[stat.Panel | table.Panel | timeseries.Panel, ...] = (
         *whole_panels(4),
         parts_panel(14, 8),
         stations_panel(10, 8),

@@ -26,6 +26,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from grafana_foundation_sdk.cog.builder import Builder
+
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
 """As deploy/grafana/provisioning names it."""
 
@@ -151,7 +153,7 @@ def one_colour(name: str) -> build.FieldColor:
     return build.FieldColor().mode(FieldColorModeId.FIXED).fixed_color(name)
 
 
-def first(column: str, *, most: bool = False) -> list[build_common.TableSortByFieldState]:
+def first(column: str, *, most: bool = False) -> list[Builder[common.TableSortByFieldState]]:
     """Rows by a column: the smallest, or the `most`, at the top."""
     return [build_common.TableSortByFieldState().display_name(column).desc(desc=most)]
 

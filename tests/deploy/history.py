@@ -7,6 +7,7 @@ more than yesterday, a lens that gets dirty, a frozen camera, a reload refused b
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -33,6 +34,9 @@ RULED_S = 3_700
 DEADLINE_S = 2.0
 STATIONS = {"press-1": "0", "mould-2": "0", "cast-3": "1"}
 """Each with the worker that judges it."""
+
+TARGET = (("instance", "line-1:9108"), ("job", "framegate"))
+"""What Prometheus adds."""
 
 FAILS = {"yesterday": {"press-1": 10, "mould-2": 5, "cast-3": 5}, "today": {"press-1": 20, "mould-2": 5, "cast-3": 4}}
 """Every how many of 100 frames fail."""
@@ -90,10 +94,12 @@ def _open_metrics() -> Iterator[str]:
                 told = samples.setdefault(family.name, [])
                 for sample in family.samples:
                     if not sample.name.endswith("_created"):
-                        labels = {**sample.labels, "worker": worker, "instance": "line-1:9108", "job": "framegate"}
-                        told.append(f"{sample.name}{_labels(labels)} {sample.value} {at_s}\n")
+                        labels = _labels((*sample.labels.items(), ("worker", worker), *TARGET))
+                        told.append(f"{sample.name}{labels} {sample.value} {at_s}\n")
     kinds["ALERTS"] = "gauge"
-    samples["ALERTS"] = [f"ALERTS{_labels(labels)} 1 {at_s}\n" for labels in firing() for at_s in _times(NOW_S)]
+    samples["ALERTS"] = [
+        f"ALERTS{_labels(tuple(labels.items()))} 1 {at_s}\n" for labels in firing() for at_s in _times(NOW_S)
+    ]
     for name, kind in kinds.items():
         yield f"# TYPE {name} {kind}\n"
         yield from samples[name]
@@ -119,8 +125,9 @@ def firing() -> list[dict[str, str]]:
     return told
 
 
-def _labels(labels: dict[str, str]) -> str:
-    return "{" + ",".join(f"{name}={json.dumps(value)}" for name, value in labels.items()) + "}"
+@cache
+def _labels(labels: tuple[tuple[str, str], ...]) -> str:
+    return "{" + ",".join(f"{name}={json.dumps(value)}" for name, value in labels) + "}"
 
 
 def _times(end_s: int) -> range:
