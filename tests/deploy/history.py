@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from consumer.events import EngineRef, Frame, ModelRef, Position, StageTimes, Verdict
 from consumer.metrics import Metrics
 from tests.deploy.live_prometheus import Server
-from tests.deploy.prometheus import promtool, rules
+from tests.deploy.prometheus import metric_names, promtool, rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,10 +48,14 @@ PER_STEP = 10
 """Frames of a station between two scrapes."""
 
 
-def history(folder: Path) -> None:
-    """Write the blocks of both days into `folder/data`, and what the shipped rules record of them beside them."""
+def history(folder: Path, named: set[str]) -> None:
+    """Write the blocks of both days into `folder/data`, and what the shipped rules record of them beside them.
+
+    Of the product's metrics, those in `named` and those that the rules name: the others would only take time.
+    """
+    wanted = named | metric_names(" ".join(rule["expr"] for rule in rules("record").values()))
     text = folder / "history.txt"
-    text.write_text("".join(_open_metrics()), encoding="utf-8")
+    text.write_text("".join(_open_metrics(wanted)), encoding="utf-8")
     _done("create-blocks-from", "openmetrics", str(text), str(folder / "data"))
     for number, group in enumerate(_rounds()):
         path = folder / f"rules-{number}.yaml"
@@ -83,13 +87,15 @@ def _done(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _open_metrics() -> Iterator[str]:
+def _open_metrics(wanted: set[str]) -> Iterator[str]:
     """The text that promtool reads: each family in one piece, its samples by series and time."""
     kinds: dict[str, str] = {}
     samples: dict[str, list[str]] = {}
     for day, end_s in (("yesterday", NOW_S - DAY_S), ("today", NOW_S)):
         for at_s, worker, registry in _scrapes(day, end_s):
             for family in registry.collect():
+                if not wanted & {family.name, f"{family.name}_total"}:
+                    continue
                 kinds[family.name] = family.type
                 told = samples.setdefault(family.name, [])
                 for sample in family.samples:

@@ -37,7 +37,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name in ("prometheus", "promtool"):
         tool(name)
     folder = tmp_path_factory.mktemp("history")
-    history(folder)
+    history(folder, metric_names(json.dumps(BOARD)))
     with server(folder) as running:
         yield running
 
