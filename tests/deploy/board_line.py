@@ -75,13 +75,18 @@ def whole_panels(wide: int) -> tuple[stat.Panel, ...]:
         "99 of 100 verdicts of the last 5 minutes took no longer than this from capture to decision.",
         "s",
         wide=wide,
-        decimals=2,
+        decimals=None,
     ).with_target(now(latency(0.99, "le", "5m"), legend="p99"))
     slow.color_scheme(one_colour(BLUE))
     lag = (
-        number("Lag", "Age of the oldest frame that waits for its verdict, in the worst consumer.", "s", wide=wide)
+        number(
+            "Lag",
+            "Age of the oldest frame that waits for its verdict, in the worst consumer.",
+            "s",
+            wide=wide,
+            decimals=None,
+        )
         .thresholds(limits((LAG_S / 2, ORANGE), (LAG_S, RED)))
-        .decimals(1)
         .with_target(now("max(framegate_lag_seconds)", legend="lag"))
     )
     cameras = (
@@ -191,7 +196,6 @@ def latency_panel(wide: int, high: int) -> timeseries.Panel:
             "s",
             wide=wide,
             high=high,
-            decimals=2,
         )
         .with_target(over_time(latency(0.5, "le", "$__rate_interval"), "p50, all", "A"))
         .with_target(over_time(latency(0.99, "le, station", "$__rate_interval"), "p99 {{station}}", "B"))
@@ -209,7 +213,6 @@ def lag_panel(wide: int, high: int) -> timeseries.Panel:
             "s",
             wide=wide,
             high=high,
-            decimals=1,
             rows=False,
         )
         .thresholds(limits((LAG_S, RED)))

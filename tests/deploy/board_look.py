@@ -71,9 +71,11 @@ def plot(
     return panel if decimals is None else panel.decimals(decimals)
 
 
-def number(title: str, description: str, unit: str, *, wide: int = 4, high: int = 4, decimals: int = 0) -> stat.Panel:
-    """A few large numbers, to be read from across the hall."""
-    return (
+def number(
+    title: str, description: str, unit: str, *, wide: int = 4, high: int = 4, decimals: int | None = 0
+) -> stat.Panel:
+    """A few large numbers, to be read from across the hall; without `decimals`, as Grafana rounds."""
+    panel = (
         stat.Panel()
         .title(title)
         .description(description)
@@ -81,13 +83,13 @@ def number(title: str, description: str, unit: str, *, wide: int = 4, high: int 
         .span(wide)
         .height(high)
         .unit(unit)
-        .decimals(decimals)
         .no_value("no data")
         .graph_mode(common.BigValueGraphMode.NONE)
         .color_mode(common.BigValueColorMode.VALUE)
         .text_mode(common.BigValueTextMode.AUTO)
         .reduce_options(build_common.ReduceDataOptions().calcs(["lastNotNull"]).values(values=False))
     )
+    return panel if decimals is None else panel.decimals(decimals)
 
 
 def listing(title: str, description: str, empty: str, *, wide: int, high: int) -> table.Panel:
