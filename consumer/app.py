@@ -197,6 +197,7 @@ def serve(
     instruments = instruments or Instruments()
     registry, health = instruments.registry, instruments.health
     metrics = Metrics(registry)
+    metrics.set_deadline(settings.deadline_s)
     _show_routes(metrics, judge)
     with ExitStack() as stack:
         address = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from threading import Lock
@@ -174,6 +175,10 @@ class Metrics:
         if label != OTHER_STATIONS:
             self.drift.labels(label).set(ratio)
 
+    def set_deadline(self, deadline_s: float | None) -> None:
+        """How old a frame may be when it is judged, in seconds; None: any age."""
+        self.deadline.set(math.inf if deadline_s is None else deadline_s)
+
     def set_oldest(self, age_s: float) -> None:
         """Age of the oldest frame in hand that is not published."""
         self.lag_seconds.set(age_s)
@@ -342,6 +347,12 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.deadline = Gauge(
+            "framegate_deadline_seconds",
+            "How old a frame may be when it is judged (--deadline-s); an older one is none, late. +Inf: any age.",
+            registry=registry,
+        )
+        self.set_deadline(None)
         self.last_verdict = Gauge(
             "framegate_last_verdict_timestamp_seconds",
             "When the station's last verdict was decided, epoch seconds. Where it stands still, so does a camera or a "

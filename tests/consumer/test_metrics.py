@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -278,6 +279,14 @@ def test_what_is_in_hand_and_how_old_it_is(registry: CollectorRegistry, metrics:
         "framegate_commit_errors_total",
     )
     assert [registry.get_sample_value(name) for name in names] == [4096, 2, 0.25, 1, 1, 0]
+
+
+def test_a_board_is_told_the_deadline_and_where_there_is_none(registry: CollectorRegistry, metrics: Metrics) -> None:
+    shown = [registry.get_sample_value("framegate_deadline_seconds")]
+    for deadline_s in (1.5, None):
+        metrics.set_deadline(deadline_s)
+        shown.append(registry.get_sample_value("framegate_deadline_seconds"))
+    assert shown == [math.inf, 1.5, math.inf]
 
 
 def test_latencies_are_told_apart_from_a_millisecond_to_ten_seconds() -> None:

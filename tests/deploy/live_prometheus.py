@@ -66,25 +66,18 @@ def _pending(duration: str) -> str:
     return f"{max(SHORTEST_PENDING_S, int(duration[:-1]) * UNITS_S[duration[-1]] // HURRY)}s"
 
 
-class Prometheus:
-    """One server on loopback, with its data in `folder`. A context manager: leaving it ends the process."""
+class Server:
+    """One server on loopback, with its data in `folder/data`. A context manager: leaving it ends the process."""
 
-    def __init__(self, folder: Path, targets: Iterable[str]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self._folder = folder
         self._port = free_port()
-        folder.mkdir(parents=True)
-        rules = hurried(yaml.safe_load(RULES.read_text(encoding="utf-8")))
-        (folder / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
-        config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-        config["global"] = {
-            "scrape_interval": f"{SCRAPE_S}s",
-            "scrape_timeout": f"{SCRAPE_S}s",
-            "evaluation_interval": "1s",
-        }
-        (job,) = config["scrape_configs"]
-        del job["dns_sd_configs"]
-        job["static_configs"] = [{"targets": [*targets]}]
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
         command = [
@@ -97,7 +90,7 @@ class Prometheus:
         with (self._folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(bound_command(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline_s = time.monotonic() + READY_S
-        while not self._ready():
+        while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self.__exit__()
                 msg = f"Prometheus did not start: {(self._folder / 'prometheus.log').read_text()}"
@@ -113,20 +106,46 @@ class Prometheus:
             self._process.kill()
             self._process.wait()
 
-    def _ready(self) -> bool:
-        """Whether it has begun to scrape: it takes 5 s to its first, and in a hurry that alone is FramegateDown."""
+    def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/-/ready", timeout=5):
-                ups = [sample["value"][1] for sample in self.ask("query", query="up")["result"]]
+                return self._ready()
         except OSError:
             return False
-        return bool(ups) and set(ups) == {"1"} and not self.firing()
+
+    def _ready(self) -> bool:
+        """Whether it can be asked, now that it answers."""
+        return True
 
     def ask(self, path: str, **values: str) -> Any:
         """The data of an answer of its API."""
         query = urllib.parse.urlencode(values)
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/v1/{path}?{query}", timeout=30) as answer:
             return json.loads(answer.read())["data"]
+
+
+class Prometheus(Server):
+    """One that scrapes, with the shipped configuration and rules in a hurry."""
+
+    def __init__(self, folder: Path, targets: Iterable[str]) -> None:
+        folder.mkdir(parents=True)
+        rules = hurried(yaml.safe_load(RULES.read_text(encoding="utf-8")))
+        (folder / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+        config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        config["global"] = {
+            "scrape_interval": f"{SCRAPE_S}s",
+            "scrape_timeout": f"{SCRAPE_S}s",
+            "evaluation_interval": "1s",
+        }
+        (job,) = config["scrape_configs"]
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": [*targets]}]
+        super().__init__(folder, config)
+
+    def _ready(self) -> bool:
+        """Whether it has begun to scrape: it takes 5 s to its first, and in a hurry that alone is FramegateDown."""
+        ups = [sample["value"][1] for sample in self.ask("query", query="up")["result"]]
+        return bool(ups) and set(ups) == {"1"} and not self.firing()
 
     def firing(self) -> dict[Told, dict[str, Any]]:
         """The alerts that fire now, with all that is told of each."""

@@ -183,6 +183,8 @@ def test_each_fault_fires_its_own_alert_and_no_other_and_clears(
             feed.shows(station, sound)
         watch = Watch(prometheus, feed)
         watch.nothing_for(STILL_S)
+        deadlines = prometheus.ask("query", query="framegate_deadline_seconds")["result"]
+        assert [sample["value"][1] for sample in deadlines] == [f"{DEADLINE_S:g}"] * 2, "of each worker"
 
         # These two take their time: a minute of silence, and 64 frames and a while.
         silent, drift = ("FramegateStationSilent", "quiet"), ("FramegateDrift", "coloured")
