@@ -281,11 +281,21 @@ def without(plant: Plant, acl: ACL, *, instead: ACL | None = None) -> Iterator[N
         ((_, gone, _),) = admin.delete_acls([filter_of(acl)])
         assert len(gone) == 1, "the page gave it, and once"
         admin.create_acls([] if instead is None else [instead])
+        _await_acls(admin, {acl: 0} if instead is None else {acl: 0, instead: 1})
         yield
         admin.create_acls([acl])
         admin.delete_acls([] if instead is None else [filter_of(instead)])
+        _await_acls(admin, {acl: 1} if instead is None else {acl: 1, instead: 0})
     finally:
         admin.close()
+
+
+def _await_acls(admin: KafkaAdminClient, counts: dict[ACL, int]) -> None:
+    """The controller takes a change at once; the broker's own authorizer goes by it a moment later."""
+    end_s = time.monotonic() + WAIT_S
+    while any(len(admin.describe_acls(filter_of(acl))[0]) != count for acl, count in counts.items()):
+        assert time.monotonic() < end_s, counts
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -362,8 +372,11 @@ def test_a_gate_without_its_right_gets_nothing_and_its_client_logs_why(
     settings = {"bootstrap_servers": line.servers, "auto_offset_reset": "earliest", "group_id": None}
     with without(line, right("gate", READ, TOPIC, "verdicts")):
         reader = KafkaConsumer("verdicts", **settings, **line.client("gate"))
+        end_s = time.monotonic() + WAIT_S
         try:
-            assert reader.poll(timeout_ms=3_000) == {}
+            while "Topic verdicts is not authorized for this client" not in caplog.text:
+                assert reader.poll(timeout_ms=1_000) == {}
+                assert time.monotonic() < end_s, caplog.text
+            assert reader.poll(timeout_ms=1_000) == {}
         finally:
             reader.close()
-    assert "Topic verdicts is not authorized for this client" in caplog.text
