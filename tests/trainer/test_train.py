@@ -274,7 +274,7 @@ def test_a_featurizer_that_computes_otherwise_gets_no_head(
     stem = next(init for init in strange.graph.initializer if init.name == "mean")
     stem.CopyFrom(onnx.numpy_helper.from_array(np.array(120, np.float32), "mean"))
     given = replace(open_bundle(trained[0]), graph=strange.SerializeToString())
-    monkeypatch.setattr("trainer.opening.open_bundle", lambda _: given)
+    monkeypatch.setattr("trainer.opening.open_located", lambda *_: given)
     with pytest.raises(GraphError, match=r"answers up to .* away from what this version builds"):
         train(TrainSettings(str(screws), tmp_path / "out", featurizer_of="given"))
     assert not (tmp_path / "out").exists()
