@@ -40,6 +40,15 @@ def keep_freed() -> bool:
     return _told({_M_MMAP_THRESHOLD: LARGEST_KEPT_BYTES, _M_TRIM_THRESHOLD: KEPT_BYTES})
 
 
+def for_training() -> bool:
+    """Both: a training allocates large arrays on one pool of threads after another.
+
+    Returns:
+        Whether the C library took it.
+    """
+    return few_arenas() and keep_freed()
+
+
 def _told(options: dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt

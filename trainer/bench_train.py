@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.arenas import keep_freed
+from engine.arenas import for_training
 from engine.backbone import build_training_graph
 from engine.backend_onnx import OnnxGraph
 from engine.errors import WorkError
@@ -78,7 +78,7 @@ def bench_train(plan: Plan, show: Callable[[str, int, int], None]) -> dict[str, 
     Raises:
         WorkError: a training for the peak's sake failed, or the disk has no room.
     """
-    keep_freed()  # as a training does
+    for_training()
     spec = FeaturizerSpec(embedding=True)
     image = replace(ladder(PHOTO_PX, Region()).base, jpeg="scaled")
     with tempfile.TemporaryDirectory(prefix="framegate-bench-") as name:

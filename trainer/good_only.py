@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.arenas import few_arenas, keep_freed
+from engine.arenas import for_training
 from engine.backbone import build_serving_graph
 from engine.bundle import Bundle, Classes
 from engine.choice import open_for
@@ -94,8 +94,7 @@ def train_good_only(
     for path in (settings.out, settings.held_out):
         refuse_existing(path)
     refuse_two_class_settings(settings)
-    few_arenas()
-    keep_freed()
+    for_training()
     cache = FeatureCache(settings.features, settings.features_limit_gib)
     with source_of(settings, progress) as source, cache:
         labelling = labels_of(settings, source, good_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.arenas import few_arenas, keep_freed
+from engine.arenas import for_training
 from engine.backbone import build_serving_graph
 from engine.bundle import Bundle, Classes
 from engine.choice import open_for
@@ -68,8 +68,7 @@ def train(settings: TrainSettings, progress: Callable[[Step], None] = lambda _: 
     """
     start_s = time.perf_counter()
     progress = watch = Stopwatch(progress, time.perf_counter)
-    few_arenas()
-    keep_freed()
+    for_training()
     for path in (settings.out, settings.held_out):
         refuse_existing(path)
     refined = refined_of(settings, progress)
