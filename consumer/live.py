@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from consumer.camera_report import CameraReport, FrameProducer, SentFrame, Tally
 from consumer.errors import BrokerError
-from consumer.wire import frame_record
+from consumer.pictures import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,12 +149,5 @@ def _record(frame: SentFrame, picture: Picture) -> WireRecord:
     A picture that waited in a folder while nobody could send it keeps the time of its arrival, also as the record's
     own: its age is true, and no sign of a wrong clock.
     """
-    record = frame_record(
-        station=frame.station,
-        payload=picture.payload,
-        frame_id=frame.frame_id,
-        captured_at_s=frame.captured_at_s,
-        part_id=picture.part_id,
-        content_type=picture.content_type,
-    )
+    record = record_of(frame, picture)
     return record if picture.path is None else replace(record, timestamp_ms=round(frame.captured_at_s * 1000))

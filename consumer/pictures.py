@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from consumer.errors import SettingsError
+from consumer.wire import frame_record
 from engine.errors import WorkError
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Iterator
     from pathlib import Path
+
+    from consumer.camera_report import SentFrame
+    from consumer.wire import WireRecord
 
 CONTENT_TYPES = {
     ".bmp": "image/bmp",
@@ -45,6 +49,18 @@ class Picture:
     part_id: str | None = None
     captured_at_s: float | None = None
     frame_id: str | None = None
+
+
+def record_of(frame: SentFrame, picture: Picture) -> WireRecord:
+    """A picture on the wire, as the frame that it became."""
+    return frame_record(
+        station=frame.station,
+        payload=picture.payload,
+        frame_id=frame.frame_id,
+        captured_at_s=frame.captured_at_s,
+        part_id=picture.part_id,
+        content_type=picture.content_type,
+    )
 
 
 def content_type_of(path: Path) -> str:

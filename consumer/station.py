@@ -23,9 +23,9 @@ from consumer.drop_folder import DropFolder
 from consumer.errors import SettingsError
 from consumer.frame_producer import KafkaFrameProducer
 from consumer.live import publish_live
-from consumer.pictures import Picture, folder_pictures, image_files
+from consumer.pictures import Picture, folder_pictures, image_files, record_of
 from consumer.video import NewestPicture
-from consumer.wire import frame_record, rfc3339
+from consumer.wire import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -77,18 +77,10 @@ def publish(
     try:
         for station, picture, late in _paced(streams, rate_hz, count, start_s, clock=clock, sleep=sleep, stop=stop):
             captured_at_s = wall_clock()
-            frame_id = new_id()
+            frame = SentFrame(new_id(), station, picture.path, captured_at_s)
             tally.late += late
-            on_sent(SentFrame(frame_id, station, picture.path, captured_at_s))
-            record = frame_record(
-                station=station,
-                payload=picture.payload,
-                frame_id=frame_id,
-                captured_at_s=captured_at_s,
-                part_id=picture.part_id,
-                content_type=picture.content_type,
-            )
-            producer.send(record, tally.attempt(station))
+            on_sent(frame)
+            producer.send(record_of(frame, picture), tally.attempt(station))
     finally:
         producer.flush()
     return tally.report(clock() - start_s)
