@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grafana_foundation_sdk.builders.common import GraphThresholdsStyleConfig, StackingConfig
-from grafana_foundation_sdk.models.common import GraphDrawStyle, GraphThresholdsStyleMode, StackingMode
+from grafana_foundation_sdk.builders.common import GraphThresholdsStyleConfig
+from grafana_foundation_sdk.models.common import GraphThresholdsStyleMode
 from grafana_foundation_sdk.models.dashboard import (
     DynamicConfigValue,
 )
@@ -16,6 +16,7 @@ from tests.deploy.board_look import (
     GREY,
     ORANGE,
     RED,
+    bars,
     colour,
     columns,
     dashed,
@@ -109,21 +110,14 @@ def whole_panels(wide: int) -> tuple[stat.Panel, ...]:
 
 def parts_panel(wide: int, high: int) -> timeseries.Panel:
     expr = f"sum by (station, decision) (rate(framegate_verdicts_total{{{STATIONS}}}[$__rate_interval])) * 60"
-    panel = (
-        plot(
-            "Parts per minute, by station and decision",
-            "One verdict is one part. Green pass, red fail, orange review, purple none (it could not be judged). "
-            "Only pass goes through the gate.",
-            "none",
-            wide=wide,
-            high=high,
-            decimals=1,
-        )
-        .draw_style(GraphDrawStyle.BARS)
-        .fill_opacity(60)
-        .stacking(StackingConfig().mode(StackingMode.NORMAL).group("parts"))
-        .with_target(over_time(expr, "{{station}} {{decision}}"))
-    )
+    panel = bars(
+        "Parts per minute, by station and decision",
+        "One verdict is one part. Green pass, red fail, orange review, purple none (it could not be judged). "
+        "Only pass goes through the gate.",
+        group="parts",
+        wide=wide,
+        high=high,
+    ).with_target(over_time(expr, "{{station}} {{decision}}"))
     for decision, name in DECISION_COLOURS.items():
         panel.override_by_regexp(f"/ {decision}$/", [colour(name)])
     return panel

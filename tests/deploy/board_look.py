@@ -71,6 +71,13 @@ def plot(
     return panel if decimals is None else panel.decimals(decimals)
 
 
+def bars(title: str, description: str, *, group: str, wide: int, high: int) -> timeseries.Panel:
+    """What adds up, stacked within its group."""
+    stacked = build_common.StackingConfig().mode(common.StackingMode.NORMAL).group(group)
+    panel = plot(title, description, "none", wide=wide, high=high, decimals=1)
+    return panel.draw_style(common.GraphDrawStyle.BARS).fill_opacity(60).stacking(stacked)
+
+
 def number(
     title: str, description: str, unit: str, *, wide: int = 4, high: int = 4, decimals: int | None = 0
 ) -> stat.Panel:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grafana_foundation_sdk.builders.common import StackingConfig
-from grafana_foundation_sdk.models.common import GraphDrawStyle, StackingMode
-
 from tests.deploy.board_look import (
     BLUE,
     GREEN,
     ORANGE,
     PURPLE,
     RED,
+    bars,
     colour,
     columns,
     first,
     link,
     listing,
     over_time,
-    plot,
     rows_now,
     shaded,
     unit,
@@ -107,18 +104,14 @@ def models_panel(wide: int, high: int) -> table.Panel:
 
 def dead_letters_panel(wide: int, high: int) -> timeseries.Panel:
     return (
-        plot(
+        bars(
             "Dead letters per minute, by cause",
             "Frames that could not be judged and were set aside on frames.dead with the reason. Lost: the broker "
             "did not take the letter; the verdict none was published all the same.",
-            "none",
+            group="letters",
             wide=wide,
             high=high,
-            decimals=1,
         )
-        .draw_style(GraphDrawStyle.BARS)
-        .fill_opacity(60)
-        .stacking(StackingConfig().mode(StackingMode.NORMAL).group("letters"))
         .with_target(
             over_time("sum by (cause) (rate(framegate_dead_letters_total[$__rate_interval])) * 60", "{{cause}}", "A")
         )
