@@ -184,14 +184,7 @@ def object_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @contextlib.contextmanager
 def _cluster(brokers: Literal[1, 3], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     """A started cluster; skips where it cannot be had on this machine."""
-    from tests.kafka_cluster import ApacheKafka, KafkaUnavailable
+    from tests.kafka_cluster import ApacheKafka, started
 
-    cluster = ApacheKafka(brokers, tmp_path_factory.mktemp(f"apache-{brokers}"))
-    try:
-        cluster.start()
-    except KafkaUnavailable as reason:
-        pytest.skip(str(reason))
-    try:
+    with started(ApacheKafka(brokers, tmp_path_factory.mktemp(f"apache-{brokers}"))) as cluster:
         yield cluster
-    finally:
-        cluster.stop()

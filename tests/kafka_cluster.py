@@ -27,7 +27,7 @@ from consumer.errors import BrokerError
 from consumer.topics import check_topics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 POM = Path(__file__).parent / "integration" / "pom.xml"
 TOOLS_POM = POM.parent / "tools" / "pom.xml"
@@ -423,3 +423,18 @@ def _free_ports(count: int) -> list[int]:
 def _last_lines(log: Path) -> str:
     """The end of a log in one line."""
     return " | ".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+
+
+@contextlib.contextmanager
+def started(cluster: ApacheKafka) -> Iterator[ApacheKafka]:
+    """The cluster, started, for a test or a fixture; skips where it cannot be had on this machine."""
+    import pytest  # noqa: PLC0415 - the fault run and the soak use clusters without it
+
+    try:
+        cluster.start()
+    except KafkaUnavailable as reason:
+        pytest.skip(str(reason))
+    try:
+        yield cluster
+    finally:
+        cluster.stop()

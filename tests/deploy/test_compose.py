@@ -29,7 +29,7 @@ from consumer.topics import MAX_MESSAGE_BYTES, check_topics
 from consumer.verdict_reader import VerdictReader
 from tests.command_lines import read_command_line
 from tests.go_tools import go_tool
-from tests.kafka_cluster import ApacheKafka, KafkaUnavailable
+from tests.kafka_cluster import ApacheKafka, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -254,14 +254,8 @@ def broker_settings(service: Mapping[str, Any]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def cluster(services: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     made = ApacheKafka(1, tmp_path_factory.mktemp("compose-kafka"), settings=broker_settings(services["kafka"]))
-    try:
-        made.start()
-    except KafkaUnavailable as reason:
-        pytest.skip(str(reason))
-    try:
+    with started(made):
         yield made
-    finally:
-        made.stop()
 
 
 def described(cluster: ApacheKafka, resource: ConfigResource) -> dict[str, dict[str, Any]]:

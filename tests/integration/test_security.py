@@ -17,7 +17,7 @@ from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 from consumer.verdict_reader import VerdictReader
 from engine.bundle import write_bundle
 from tests.certificates import Authority
-from tests.kafka_cluster import ApacheKafka, KafkaUnavailable
+from tests.kafka_cluster import ApacheKafka, started
 from tests.lineups import bundle_of, jpegs
 
 if TYPE_CHECKING:
@@ -92,18 +92,12 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         capture_output=True,
         timeout=30,
     )
-    try:
-        cluster.start()
-    except KafkaUnavailable as reason:
-        pytest.skip(str(reason))
-    try:
+    with started(cluster):
         admin = KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
         credential = UserScramCredentialUpsertion(USER, ScramMechanism.SCRAM_SHA_512, PASSWORD)
         admin.alter_user_scram_credentials([credential])
         admin.close()
         yield Plant(cluster, folder, folder / "bundle", authority.certificate, other.certificate, client, locked)
-    finally:
-        cluster.stop()
 
 
 def framegate(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
