@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -56,6 +57,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def features_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests featurize through the command line is not left in the user's cache, nor found there."""
     os.environ["FRAMEGATE_FEATURES"] = str(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(autouse=True)
+def kafka_log_level() -> Iterator[None]:
+    """Commands silence kafka-python's log in their process; one that a test runs in this process does so for itself."""
+    logger = logging.getLogger("kafka")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
