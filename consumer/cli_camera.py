@@ -12,7 +12,7 @@ import click
 
 from consumer.cli_options import client_config as client_config_option
 from consumer.errors import BrokerError, SettingsError
-from engine.command import VERB, print_json
+from engine.command import PIXEL_SIZE, VERB, print_json
 
 if TYPE_CHECKING:
     from consumer.camera_report import CameraReport
@@ -75,7 +75,7 @@ Examples:
     metavar="1..100",
     help="Of frames that come as pixels: videos, streams, devices.",
 )
-@click.option("--resolution", metavar="WxH", help="Pixels to ask a device for, e.g. 1920x1080. Default: as it is.")
+@click.option("--resolution", help="Pixels to ask a device for, e.g. 1920x1080. Default: as it is.", **PIXEL_SIZE)
 @click.option("--frames-topic", default="frames", metavar="NAME", help="Topic to publish to; it must exist.")
 @click.option("--bootstrap-servers", default="localhost:9092", metavar="HOST:PORT,…", help="The Kafka brokers.")
 @client_config_option
@@ -100,7 +100,7 @@ def camera(
     settle_s: float,
     part_pattern: str | None,
     jpeg_quality: int,
-    resolution: str | None,
+    resolution: tuple[int, int] | None,
     frames_topic: str,
     bootstrap_servers: str,
     client_config: Path | None,
@@ -133,7 +133,7 @@ def camera(
         settle_s=settle_s,
         part_pattern=None if part_pattern is None else _pattern(part_pattern),
         jpeg_quality=jpeg_quality,
-        size_px=None if resolution is None else _resolution(resolution),
+        size_px=resolution,
         sent_path=sent,
         client={} if client_config is None else read_client_config(client_config),
     )
@@ -198,15 +198,6 @@ def _pattern(text: str) -> re.Pattern[str]:
     except re.error as error:
         msg = f"--part-pattern {text!r} is no regular expression: {error}; expected one such as '^([A-Z0-9]+)_'"
         raise SettingsError(msg) from error
-
-
-def _resolution(text: str) -> tuple[int, int]:
-    """(width, height)."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None:
-        msg = f"--resolution {text!r} is none: expected WIDTHxHEIGHT in pixels, such as 1920x1080"
-        raise SettingsError(msg)
-    return int(found[1]), int(found[2])
 
 
 def _print(report: CameraReport, *, as_json: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.command import VERB, print_json
+from engine.command import PIXEL_SIZE, VERB, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ Examples:
     metavar="N",
     help="What a worker on one core does. Default: as measured, at the frame's size; see docs/sizing.md for your own.",
 )
-@click.option("--frame-px", default="640x480", metavar="WIDTHxHEIGHT", help="Of one frame, in pixels.")
+@click.option("--frame-px", default="640x480", help="Of one frame, in pixels.", **PIXEL_SIZE)
 @click.option("--frame-kib", type=float, metavar="KIB", help="One encoded frame. Default: a good JPEG of its size.")
 @click.option("--load", default=0.6, metavar="SHARE", help="Of what there is; the rest is for bursts and catching up.")
 @click.option("--cores-per-pod", default=8, metavar="N", help="Most workers in a pod.")
@@ -52,7 +53,7 @@ def size(
     gpu: str | None,
     images_per_s: float | None,
     frames_per_s_core: float | None,
-    frame_px: str,
+    frame_px: tuple[int, int],
     frame_kib: float | None,
     load: float,
     cores_per_pod: int,
@@ -87,7 +88,7 @@ def size(
         )
         raise SettingsError(msg)
     assumed = gpu is not None and images_per_s is None
-    pixels = _pixels(frame_px)
+    pixels = math.prod(frame_px)
     measured = (ALL_ON_A_CORE if gpu is None else BESIDE_A_GPU).of(pixels)
     host = Host(
         frames_per_s_core=measured if frames_per_s_core is None else frames_per_s_core,
@@ -113,17 +114,6 @@ def assumed_images_per_s() -> dict[str, float]:
     from consumer.bench_scale import ENGINES, capacity_per_s  # noqa: PLC0415 - `--help` must not wait for it
 
     return {name: capacity_per_s(cost) for name, cost in ENGINES.items()}
-
-
-def _pixels(size: str) -> int:
-    """Of a frame; raises SettingsError where it is no size."""
-    from consumer.errors import SettingsError  # noqa: PLC0415 - `--help` must not wait for it
-
-    width, separator, height = size.partition("x")
-    if not (separator and width.isdecimal() and height.isdecimal() and int(width) * int(height)):
-        msg = f"--frame-px {size} is no size: expected WIDTHxHEIGHT, for example 1920x1080"
-        raise SettingsError(msg)
-    return int(width) * int(height)
 
 
 def _known(gpu: str | None, assumed: bool) -> str | None:

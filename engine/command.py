@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from click import Context, Parameter
 
 VERB: dict[str, Any] = {
     "auto_envvar_prefix": "FRAMEGATE",
@@ -14,6 +20,22 @@ VERB: dict[str, Any] = {
     "show_default": True,
 }
 """`context_settings` of every verb: `--bootstrap-servers` may come as FRAMEGATE_BOOTSTRAP_SERVERS."""
+
+
+def _pixel_size(_: Context, option: Parameter, value: str | None) -> tuple[int, int] | None:
+    """(width, height), both at least 1. Raises InputError on anything else."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)x(\d+)", value, re.ASCII | re.IGNORECASE)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if 0 in size:
+        msg = f"{option.opts[0]} {value} is no size: expected WIDTHxHEIGHT in pixels, for example 640x480"
+        raise InputError(msg)
+    return size
+
+
+PIXEL_SIZE: dict[str, Any] = {"callback": _pixel_size, "metavar": "WIDTHxHEIGHT"}
+"""For `click.option`, where a command shall get (width, height) in pixels."""
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.cli_bundle import bundle_cache_option
-from engine.command import VERB, print_json
+from engine.command import PIXEL_SIZE, VERB, print_json
 from engine.errors import InputError
 from engine.plan_cache import default_folder
 from engine.progress import progress_bar
@@ -46,12 +46,13 @@ Examples:
     help="What belongs together, as captured from the paths, for example '(lot[0-9]+)'; instead of groups in a CSV.",
 )
 @click.option(
-    "--size", help="Input of the network as WIDTHxHEIGHT in pixels, multiples of 32; by default chosen among a few."
+    "--size", help="Input of the network in pixels, multiples of 32; by default chosen among a few.", **PIXEL_SIZE
 )
 @click.option(
     "--tile",
-    help="Cut the input into tiles of WIDTHxHEIGHT, which makes large scenes faster and may judge worse what "
+    help="Cut the input into tiles of so many pixels, which makes large scenes faster and may judge worse what "
     "lies where two meet. Without --size the images' own size is taken.",
+    **PIXEL_SIZE,
 )
 @click.option("--backbone", help="Pretrained network: efficientnet-lite0 (the default), -lite1 or -lite2.")
 @click.option("--taps", help="Blocks of the network to look at, for example 2,4,7,10; by default where it may be cut.")
@@ -160,8 +161,8 @@ def train(source: str | None, out: Path, *, as_json: bool, **options: Any) -> No
         groups=options["groups"],
         columns=Columns.parse(options["columns"]),
         group_pattern=options["group_pattern"],
-        size_px=parse_size(options["size"]) if options["size"] else None,
-        tile_px=parse_size(options["tile"], "tile") if options["tile"] else None,
+        size_px=options["size"],
+        tile_px=options["tile"],
         backbone=options["backbone"],
         taps=parse_taps(options["taps"]) if options["taps"] else None,
         featurizer_of=options["featurizer_of"],
@@ -248,16 +249,6 @@ def render(out: Path, **options: Any) -> None:
 
     images = render_line(out, **options)
     click.echo(f"rendered {len(images)} images into {out}")
-
-
-def parse_size(text: str, what: str = "size") -> tuple[int, int]:
-    """(width, height) in pixels of `WIDTHxHEIGHT`. Raises InputError on anything else."""
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError as error:
-        msg = f"{what} {text!r} is not two numbers: expected WIDTHxHEIGHT in pixels, for example 320x224"
-        raise InputError(msg) from error
-    return width, height
 
 
 def parse_taps(text: str) -> tuple[int, ...]:

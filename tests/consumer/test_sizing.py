@@ -177,11 +177,6 @@ def test_one_worker_has_all() -> None:
         (["--stations", "1", "--rate", "0"], "--rate 0 is too small"),
         (["--stations", "1", "--rate", "1", "--load", "1"], "--load 1 is no share"),
         (["--stations", "1", "--rate", "1", "--spare", "-1"], "--spare -1 is too small"),
-        (
-            ["--stations", "1", "--rate", "1", "--frame-px", "large"],
-            "--frame-px large is no size: expected WIDTHxHEIGHT",
-        ),
-        (["--stations", "1", "--rate", "1", "--frame-px", "0x9"], "--frame-px 0x9 is no size"),
         (["--stations", "1", "--rate", "1", "--images-per-s", "9"], "--images-per-s without a GPU"),
         (["--stations", "1", "--rate", "1", "--gpu", "A2"], "nothing is known of GPU 'A2': expected L4 or H100; for"),
         (["--stations", "1", "--rate", "1", "--gpu", "A2", "--images-per-s", "0"], "--images-per-s 0 is too small"),

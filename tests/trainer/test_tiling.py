@@ -16,7 +16,6 @@ from engine.heads import stack
 from engine.preprocess import preprocess
 from engine.specs import ImageSpec, Region
 from tests.bundles import FEATURIZER, graph, pictures, small_head
-from trainer.cli import parse_size
 from trainer.features import extract
 from trainer.patch_evidence import PatchEvidence
 from trainer.settings import TrainSettings
@@ -39,8 +38,6 @@ def test_the_tile_asked_for_is_taken_and_one_of_the_inputs_size_keeps_it_whole()
     assert cut((1280, 640), (1280, 640), region) == ImageSpec(1280, 640, region)
     with pytest.raises(InputError, match="does not cut the input's 1280 px evenly"):
         cut((1280, 640), (96, 64), region)
-    with pytest.raises(InputError, match="tile 'big' is not two numbers"):
-        parse_size("big", "tile")
 
 
 @pytest.mark.parametrize(
