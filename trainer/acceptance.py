@@ -9,8 +9,9 @@ import numpy as np
 
 from trainer.bounds import at_most
 from trainer.errors import ChanceError
-from trainer.escapes import decided_at, pass_limit, passing_scores, percent, percent_up, refuse_too_few
+from trainer.escapes import decided_at, pass_limit, passing_scores, refuse_too_few
 from trainer.operating_point import below_limit, from_costs
+from trainer.shares import percent, percent_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import InputError
-from trainer.escapes import percent, percent_up
 from trainer.printing import print_end, print_found
+from trainer.shares import percent, percent_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

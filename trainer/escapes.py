@@ -24,6 +24,7 @@ from engine.familiarity import Examined
 from engine.heads import decide
 from trainer.bounds import CONFIDENCE, allowed_events, at_most, check_share, images_needed
 from trainer.errors import UnprovedError
+from trainer.shares import percent, percent_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,17 +113,6 @@ def decided_at(predictions: Sequence[Prediction], point: OperatingPoint) -> list
         for each in predictions
         for doubt in (_doubt(each),)
     ]
-
-
-def percent(share: float) -> str:
-    """A share in words: 4.87 %."""
-    return f"{share * 100:.3g} %"
-
-
-def percent_up(share: float) -> str:
-    """An upper bound in words, never below it: .0442 is at most 4.5 %."""
-    digits = max(1, 1 - math.floor(math.log10(share * 100))) if share > 0 else 0
-    return f"{min(100.0, math.ceil(round(share * 100 * 10**digits, 6)) / 10**digits):g} %"
 
 
 def _doubt(prediction: Prediction) -> Reason | None:

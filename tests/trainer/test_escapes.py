@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.prediction import OperatingPoint, Prediction
 from trainer.bounds import allowed_events, at_most
 from trainer.errors import UnprovedError
-from trainer.escapes import Bound, decided_at, pass_limit, passing_scores, percent, percent_up, refuse_too_few
+from trainer.escapes import Bound, decided_at, pass_limit, passing_scores, refuse_too_few
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,15 +134,3 @@ def test_another_point_changes_what_is_decided_and_no_doubt() -> None:
     again = decided_at(answers, OperatingPoint(0.5, (0.15, 0.3)))
     assert [each.decision for each in again] == ["review", "pass", "review", "fail"]
     assert [each.reasons for each in again] == [("band",), (), ("out_of_distribution",), ()]
-
-
-@pytest.mark.parametrize(
-    ("share", "words"),
-    [(0.0487, "4.9 %"), (0.0441, "4.5 %"), (0.05963, "6 %"), (0.1113, "11.2 %"), (1.0, "100 %"), (0.000123, "0.013 %")],
-)
-def test_an_upper_bound_is_never_rounded_down(share: float, words: str) -> None:
-    assert percent_up(share) == words
-
-
-def test_a_confidence_is_not_rounded_to_certainty() -> None:
-    assert percent(0.999) == "99.9 %"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer import shares
 from trainer.bounds import at_most
 from trainer.operating_point import Costs
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 FEW_GROUPS = 5
 _SPACE = "\u202f"
 """Narrow and unbreakable: a figure and its unit stay in one line."""
+
+percent = partial(shares.percent, space=_SPACE)
+percent_up = partial(shares.percent_up, space=_SPACE)
 
 
 def limits(acceptance: Acceptance, found: Confusion, between: tuple[float, float] | None) -> list[str]:
@@ -157,25 +161,6 @@ def counted(share: Share) -> str:
     seen = "none" if not share.events else str(share.events)
     part = f", {percent(share.events / share.among)}" if share.events else ""
     return f"{seen} of {share.among}{part} (at most {percent_up(share.at_most)})"
-
-
-def percent(share: float) -> str:
-    """`4.9 %`; small shares keep two digits, and nothing above 0 is told as 0."""
-    value = 100 * share
-    if 0 < value < 0.01:  # noqa: PLR2004 - the smallest that is told
-        return f"<{_SPACE}0.01{_SPACE}%"
-    return f"{value:.{_digits(value)}f}{_SPACE}%"
-
-
-def percent_up(share: float) -> str:
-    """An upper bound, as `percent` but never below it: .1113 is at most 11.2 %."""
-    steps = 10 ** _digits(100 * share)
-    return percent(math.ceil(round(100 * share * steps, 6)) / steps / 100)
-
-
-def _digits(value: float) -> int:
-    """Decimals that a number of per cent is told with."""
-    return 0 if value >= 99.95 or value == 0 else 1 if value >= 1 else 2  # noqa: PLR2004
 
 
 def figure(value: float) -> str:
