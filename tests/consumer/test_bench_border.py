@@ -46,25 +46,29 @@ def test_a_modelled_gpu_has_the_speed_that_was_asked_for() -> None:
 
 def test_threads_of_one_kind_are_counted_together_from_the_beginning_on() -> None:
     times = ThreadTimes()
-    spent = threading.Event()
+    enough, over = threading.Event(), threading.Event()
+    resting = threading.Barrier(3)
 
     def work() -> None:
-        while times.seconds().get("busy", 0.0) < 0.03:
+        while not enough.is_set():
             sum(range(20_000))
-            times.sample()
-        spent.wait(10)
+        resting.wait(10)
+        over.wait(10)
 
     threads = [threading.Thread(target=work, name=f"busy-{number}") for number in (0, 1)]
     for thread in threads:
         thread.start()
     for _ in range(1000):
+        times.sample()
         if times.seconds().get("busy", 0.0) >= 0.03:
             break
-        threading.Event().wait(0.01)
+        over.wait(0.01)
     assert times.seconds()["busy"] >= 0.03
+    enough.set()
+    resting.wait(10)
     times.begin()
     times.sample()
-    spent.set()
+    over.set()
     for thread in threads:
         thread.join()
     assert times.seconds()["busy"] < 0.03
