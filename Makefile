@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types imports pytest test-deploy faults soak format lock wheel images sbom audit release-check clean
+.PHONY: help demo test lint types imports pytest faults soak format lock wheel images sbom audit release-check clean
 # What another installation put on these paths (ROS does) must not shadow what .venv pins.
 unexport PYTHONPATH PYTHONHOME
 
@@ -30,13 +30,10 @@ types: .dev ## mypy, strict
 imports: .dev ## who may import whom
 	$(BIN)/lint-imports
 
-pytest: .dev ## the tests; ARGS="tests/engine -k resize" for some
-	@PYTHON="$(PYTHON)" .ci/setup.sh system
-	$(BIN)/python -m pytest $(ARGS)
-
-test-deploy: .dev ## the images, the compose file and the Helm chart: half an hour, so CI leaves it out for now
-	@PYTHON="$(PYTHON)" .ci/setup.sh deploy
-	$(BIN)/python -m pytest -m deploy tests/deploy $(ARGS)
+# Each process takes whole files and has brokers of its own, so not one for every core.
+pytest: .dev ## the tests, in two processes; ARGS="tests/engine -k resize" for some, ARGS="-n 0 --pdb" in this one
+	@PYTHON="$(PYTHON)" .ci/setup.sh tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: .dev ## break a plant of three brokers for 25 minutes at most, and check every frame; ARGS="--minutes 5 --seed 2"
 	@PYTHON="$(PYTHON)" .ci/setup.sh system

@@ -4,7 +4,7 @@
 #   .ci/setup.sh base      what `make demo` needs
 #   .ci/setup.sh dev       what `make test` needs; takes base in
 #   .ci/setup.sh system    system packages that only some tests need
-#   .ci/setup.sh deploy    what `make test-deploy` needs beyond that
+#   .ci/setup.sh tests     that, and the programs that tests of deploy/ need
 #   .ci/setup.sh lock      write requirements/*.txt anew from pyproject.toml
 #
 # PYTHON=python3.12               the interpreter to take instead of the first that fits
@@ -246,7 +246,7 @@ install_system_packages() {
     fi
 }
 
-# What `make test-deploy` needs beyond that.
+# What the tests of deploy/ need beyond that.
 install_deploy_tools() {
     if command -v go >/dev/null; then
         build_helm || say "Note: Helm could not be built from tests/deploy/go, so the tests of the chart will be skipped."
@@ -306,7 +306,7 @@ if command -v flock >/dev/null; then flock 9; fi
 case "${1:-}" in
     base | dev) install_python_packages "$1" ;;
     system) install_system_packages ;;
-    deploy) install_system_packages && install_deploy_tools ;;
+    tests) install_system_packages && install_deploy_tools ;;
     lock) lock ;;
-    *) fail "usage: .ci/setup.sh base|dev|system|deploy|lock" ;;
+    *) fail "usage: .ci/setup.sh base|dev|system|tests|lock" ;;
 esac

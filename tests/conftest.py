@@ -43,8 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asks for a broker by name, so that `-m "not apache"` finds it; see `dropped_sockets` for the other."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what asks for a broker by name, so that `-m "not apache"` finds it; see `dropped_sockets` for the other.
+
+    Several processes are handed whole files, in this order: those with slow tests first, or one process would still be
+    at work on such a file when all others are done.
+    """
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARK_OF_FIXTURE:

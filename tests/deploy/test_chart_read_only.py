@@ -93,7 +93,7 @@ class Volumes:
 
 
 @pytest.fixture
-def volumes(tmp_path: Path) -> Volumes:
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Volumes:
     try:
         done = subprocess.run(
             ["unshare", "--mount", "sh", "-ec", "mount --make-rprivate /; mount -o remount,ro,bind /"],
@@ -104,7 +104,7 @@ def volumes(tmp_path: Path) -> Volumes:
         pytest.skip("there is no unshare here: util-linux brings it")
     if done.returncode != 0:
         pytest.skip(f"this process may make no read-only root: {done.stderr.decode().strip()}; root may")
-    return Volumes(tmp_path / "volumes")
+    return Volumes(tmp_path_factory.mktemp("v"))  # a short path: a socket's may have 107 characters
 
 
 def test_the_consumer_writes_nothing_but_into_its_volumes(
