@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.object_stores import ObjectStore
+
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PER_CLASS = 64
+FEW = 12
 PARTS = 8
 """Two executors of one core, four parts each."""
 
@@ -56,7 +59,7 @@ def images(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(images: Path, out: Path, *options: str) -> list[str]:
+def command(images: Path | str, out: Path, *options: str) -> list[str]:
     script = "import framegate; framegate.main()"
     fixed = ["--size=96x96", "--taps=4,7", "--json"]
     return [sys.executable, "-c", script, "train", str(images), "--out", str(out), *fixed, *options]
@@ -93,7 +96,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def begin(
-    images: Path, out: Path, environment: dict[str, str], started: list[subprocess.Popen[str]]
+    images: Path | str, out: Path, environment: dict[str, str], started: list[subprocess.Popen[str]]
 ) -> subprocess.Popen[str]:
     told = command(images, out, "--on=spark", f"--master={MASTER}")
     training = subprocess.Popen(
@@ -161,3 +164,28 @@ def test_a_training_that_is_killed_goes_on_with_the_parts_that_are_there(
         assert kept == parts
         time.sleep(0.1)
     assert summary_of(again)["digest"] == here["digest"]
+
+
+def test_executors_read_from_an_object_store_by_its_keys_in_their_environment(
+    shared_data: Path,
+    object_store: ObjectStore,
+    unique: str,
+    tmp_path: Path,
+    environment: dict[str, str],
+    started: list[subprocess.Popen[str]],
+) -> None:
+    folder = tmp_path / "images"
+    files = {
+        f"{label}/{path.name}": path.read_bytes()
+        for label in ("fail", "good")
+        for path in sorted((shared_data / "data" / "pcb" / label).iterdir())[:FEW]
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    done = subprocess.run(command(folder, tmp_path / "here"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    url = object_store.put(unique, files)
+    summary = summary_of(begin(url, tmp_path / "out" / "bundle", {**environment, **object_store.env()}, started))
+    assert executors_started(environment) == 2
+    assert summary["digest"] == json.loads(done.stdout)["digest"]
