@@ -80,6 +80,7 @@ class Fetcher:
         self._wanted: _Wanted | None = None
         self._rewind = False
         self._changes = 0
+        self._changed_at: dict[Partition, int] = {}
         self._paused = False
         self._ready = False
         self._lag_at_s = 0.0
@@ -156,9 +157,12 @@ class Fetcher:
             self._rewind = not self._source.rewind(COMMIT_S) or self._rewind
         room = 0 if self._halting else self._budget.room()
         self._hold(holding=room == 0)
-        found = self._source.poll(POLL_S if room else 0.0, min(room, POLL_FRAMES) or 1)
+        if self._halting:
+            found = self._source.linger()
+        else:
+            found = self._source.poll(POLL_S if room else 0.0, min(room, POLL_FRAMES) or 1)
         if found.frames or found.changes:
-            self._changes += len(found.changes)
+            self._count(found)
             self._budget.take(len(found.frames), sum(map(self._budget.size_of, found.frames)))
             self._watcher.fetched(found.frames)
             self._fetched(found)
@@ -190,18 +194,35 @@ class Fetcher:
         if done:
             self._committed(wanted.positions)
 
+    def _count(self, found: Fetched) -> None:
+        """Remember which partitions have come or gone, and when."""
+        for change in found.changes:
+            self._changes += 1
+            self._changed_at.update(dict.fromkeys(change.partitions, self._changes))
+
     def _commit_last(self) -> None:
-        """The last commit: again and again until its deadline, for nobody will ask later."""
+        """The last commit: again and again until its deadline, for nobody will ask later.
+
+        A change of ownership in between ends it for the partitions that came or went, and for no others: when another
+        member has left, what is new here is that its partitions are ours too.
+        """
         wanted = self._last
         if wanted is None or not wanted.positions:
             return
-        while wanted.changes == self._changes:
+        while True:
+            ours = {
+                partition: offset
+                for partition, offset in wanted.positions.items()
+                if self._changed_at.get(partition, 0) <= wanted.changes
+            }
             left_s = self._deadline_s - self._clock.monotonic_s()
-            self._last_done = self._source.commit(wanted.positions, min(COMMIT_S, max(0.1, left_s)))
-            self._watcher.committed(done=self._last_done)
-            if self._last_done or left_s <= 0:
+            done = not ours or self._source.commit(ours, min(COMMIT_S, max(0.1, left_s)))
+            if ours:
+                self._watcher.committed(done=done)
+            self._last_done = done and len(ours) == len(wanted.positions)
+            if done or left_s <= 0:
                 return
-            self._changes += len(self._source.poll(POLL_S, 1).changes)
+            self._count(self._source.poll(POLL_S, 1))
 
     def _tell(self) -> None:
         """Health and lag."""

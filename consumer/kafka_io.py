@@ -79,6 +79,9 @@ JOIN_S = 1.0
 """How long a poll waits, at least, while the group forms. kafka-python 3.0.12 throws a join away that ends between two
 polls and begins another: with short polls, as under backpressure, a member may never get in."""
 
+LINGER_S = 30.0
+"""How long a member that stops holds a change of its group up, at most: half of what the group waits for it."""
+
 FRESH_S = 0.5
 """How long ago a partition was last seen read to its end, at most, for what comes of it then to have just been sent."""
 
@@ -181,6 +184,8 @@ class KafkaSource:
         self._next: dict[Partition, int] = {}
         self._at_end_s: dict[Partition, float] = {}
         self._paused = False
+        self._linger_s = min(session_timeout_s, LINGER_S)
+        self._lingers_since_s: float | None = None
         self._answering = True
         self._closed = False
         session_ms = int(session_timeout_s * 1000)
@@ -233,6 +238,22 @@ class KafkaSource:
         """See `Source`."""
         self._paused = True
         self._pause_all()
+
+    def linger(self) -> Fetched:
+        """See `Source`. Only a poll joins anew; heartbeats and commits do without.
+
+        kafka-python sends no commit from its request to join until the group has formed: as long as the slowest member
+        takes, and on the embedded broker half a session. When several members stop, each that leaves has the others
+        join, and the time to drain would go by on that, for partitions that nobody reads any more. Until we join, a
+        broker takes our positions as those of the generation that we are in.
+        """
+        at_s = self._clock.monotonic_s()
+        if self._lingers_since_s is None:
+            self._lingers_since_s = at_s
+        joined = self._consumer.group_metadata().state == MemberState.STABLE
+        if not joined or at_s - self._lingers_since_s >= self._linger_s:
+            return self.poll(0.0, 1)
+        return Fetched(self._take_changes(), (), at_s)
 
     def resume(self) -> None:
         """See `Source`."""

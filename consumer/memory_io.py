@@ -161,6 +161,11 @@ class MemorySource:
         """See `Source`."""
         self._paused = True
 
+    def linger(self) -> Fetched:
+        """See `Source`."""
+        self._open()
+        return Fetched(self._take_changes(), (), self._clock.monotonic_s())
+
     def resume(self) -> None:
         """See `Source`."""
         self._paused = False

@@ -145,6 +145,7 @@ class Pipeline:
     def stop(self) -> None:
         """Once: fetch no more, answer what is in hand, commit, leave the group. Twice: give up at once."""
         self._signals += 1
+        self._fetcher.halt()  # here and now: not after a rejoin that a busy loop would let begin
         self._inbox.put(_nothing)
 
     def use(self, policy: BatchPolicy) -> None:

@@ -85,6 +85,18 @@ class Source(Protocol):
         """Bring no more frames until `resume`, while `poll` goes on. Nothing is lost by it."""
         ...
 
+    def linger(self) -> Fetched:
+        """In place of `poll` while we stop: brings no frame, returns at once, and keeps us in the group.
+
+        To be called when paused, and again and again until `close`. A change of the group that others ask for is put
+        off meanwhile, so that what is in hand can still be committed; but not for longer than a dead member would hold
+        it up. What was taken from us is told all the same.
+
+        Raises:
+            BrokerError: the broker refused us, for good.
+        """
+        ...
+
     def resume(self) -> None:
         """Bring frames again, from where they stopped."""
         ...

@@ -807,6 +807,12 @@ def test_stop_answers_what_is_in_hand_and_commits_it() -> None:
     plant.assert_all_answered_once_and_in_order()
 
 
+def test_a_stop_is_known_to_the_fetching_thread_before_the_loop_turns() -> None:
+    plant = Plant(idle_exit_s=None)
+    plant.pipeline.stop()
+    assert plant.pipeline._fetcher._halting
+
+
 def test_what_cannot_be_answered_in_time_is_said_and_not_committed() -> None:
     plant = Plant(idle_exit_s=None, drain_s=0.05, sink=MemorySink(acknowledge=False))
     plant.fill(3)

@@ -335,6 +335,23 @@ class SourceContract:
         reading.until_frames(7)
         assert (reading.offsets(0), reading.offsets(1)) == ([0, 1, 2, 3], [0, 1, 2])
 
+    def test_who_lingers_gets_no_more_frames_and_commits(self, world: World) -> None:
+        for number in range(6):
+            world.put(number % 2, b"x")
+        reading = Reading(world.source())
+        reading.until_frames(6)
+        reading.source.pause()
+        world.put(0, b"x")
+        for _ in range(5):
+            fetched = reading.source.linger()
+            assert (fetched.frames, fetched.changes) == ((), ())
+        assert reading.source.ready()
+        assert reading.source.commit({Partition(world.topic, 0): 3, Partition(world.topic, 1): 3}, 5.0)
+        reading.source.close(5.0)
+        after = Reading(world.source())
+        after.until_frames(1)
+        assert (after.offsets(0), after.offsets(1)) == ([3], [])
+
 
 class SinkContract:
     """What every sink promises."""
@@ -408,6 +425,38 @@ class TestKafka(SourceContract, SinkContract):
         assert first.source.commit({moved: 10}, 5.0), "left out: it is not ours any more"
         second.until(lambda: len(second.offsets(moved.number)) >= 10)
         assert second.offsets(moved.number) == list(range(10)), "the stale commit counted for nothing"
+
+    def test_who_lingers_commits_while_the_others_wait_to_join(self, world: KafkaWorld) -> None:
+        """As of a consumer that stops, while another one leaves or comes: for it nobody has to wait any more."""
+        for number in range(20):
+            world.put(number % 2, b"x")
+        stopping, idle = Reading(world.source()), Reading(world.source())
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            end_s = time.monotonic() + PATIENCE_S
+            while not (
+                len(stopping.held) == len(idle.held) == 1 and len(stopping.offsets(min(stopping.held).number)) == 10
+            ):
+                assert time.monotonic() < end_s, "the group did not share its partitions"
+                for poll in [one.submit(stopping.poll), other.submit(idle.poll)]:
+                    poll.result()
+        (held,) = stopping.held
+        stopping.source.pause()
+        newcomer = world.source()
+        coordinator = stopping.source._consumer._coordinator  # type: ignore[attr-defined] # KafkaWorld's
+        with ThreadPoolExecutor(1) as other:
+            joining = other.submit(newcomer.poll, 5.0, 1)
+            end_s = time.monotonic() + PATIENCE_S
+            while not coordinator.need_rejoin():
+                assert time.monotonic() < end_s, "it was not told that somebody wants to join"
+                assert stopping.source.linger().frames == ()
+            assert not idle.source.poll(0.0, 1).frames
+            for offset in range(1, 11):
+                stopping.source.linger()
+                assert stopping.source.commit({held: offset}, 5.0), "not while the group changes"
+            assert stopping.source.ready()
+            stopping.source.close(5.0)
+            joining.result()
+        assert newcomer._consumer.committed(TopicPartition(*held), timeout_ms=5_000) == 10
 
     def test_added_partitions_are_found_however_short_the_polls(self, world: KafkaWorld) -> None:
         source = world.source()
