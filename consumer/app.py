@@ -246,6 +246,7 @@ def _kafka_ports(
         clock=clock,
         session_timeout_s=settings.session_s(embedded=embedded),
         fetch_wait_s=EMBEDDED_FETCH_WAIT_S if embedded else FETCH_WAIT_S,
+        embedded=embedded,
     )
     stack.callback(source.close, 1.0)
     sink: KafkaSink | TransactionalSink

@@ -30,6 +30,7 @@ from kafka.structs import MemberState
 from consumer.bootstrap import NoAnswerError, bootstrapped
 from consumer.claims import Claim
 from consumer.delivery import Delivery
+from consumer.embedded_groups import EmbeddedMember
 from consumer.errors import BrokerError
 from consumer.events import Position
 from consumer.kafka_client import (
@@ -164,6 +165,7 @@ class KafkaSource:
         clock: Clock,
         session_timeout_s: float = 10.0,
         fetch_wait_s: float = FETCH_WAIT_S,
+        embedded: bool = False,
     ) -> None:
         """Join the group with the first polls. The topic must be there: the client would create a missing one.
 
@@ -174,6 +176,7 @@ class KafkaSource:
             clock: stamps what is fetched.
             session_timeout_s: how long a dead member keeps its partitions.
             fetch_wait_s: how long the broker may hold an answer back while there is no frame.
+            embedded: whether it is the embedded broker, whose groups need care.
 
         Raises:
             BrokerError: the cluster cannot be reached, or refuses us.
@@ -210,6 +213,7 @@ class KafkaSource:
             self._consumer = bootstrapped(build, within_s=BOOTSTRAP_S)
         except (KafkaError, NoAnswerError) as error:
             raise refused(connection, error) from error
+        self._care = EmbeddedMember(self._consumer) if embedded else None
         self._consumer.subscribe([topic], listener=self._changes)
 
     def poll(self, timeout_s: float, max_frames: int) -> Fetched:
@@ -349,6 +353,8 @@ class KafkaSource:
         if self._closed:
             return
         self._closed = True
+        if self._care is not None:
+            self._care.leave()
         try:
             self._consumer.close(autocommit=False, timeout_ms=int(timeout_s * 1000))
         except KafkaError as error:
