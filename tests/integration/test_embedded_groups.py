@@ -91,6 +91,7 @@ def test_a_careful_leader_leaves_nothing_behind_that_keeps_others_out(group: Gro
     assert formed([group.plain()]), "the broker waits for a leader that has gone"
 
 
+@pytest.mark.slow
 def test_a_careful_member_sets_right_what_a_leader_left_behind(group: Group) -> None:
     """As after a leader's end in between. An embedded broker without the hole ends the first half of this test."""
     members = [group.plain(), group.plain()]

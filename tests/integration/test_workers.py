@@ -103,6 +103,46 @@ def test_a_worker_killed_in_the_middle_loses_nothing(broker: RunningBroker, tmp_
             camera.close()
 
 
+def test_workers_that_stop_apart_end_in_order_and_the_next_start_goes_on(
+    broker: RunningBroker, tmp_path: Path, unique: str
+) -> None:
+    """One is seconds behind when the other leaves, once each: both commit, and each time the group forms again."""
+    write_bundle(tmp_path / "bundle", small_bundle())
+    with Line(broker.bootstrap_servers, tmp_path / "line", unique) as line:
+        camera = Camera(line)
+        try:
+            for turn in range(2):
+                options = ("--workers", "2", "--backend", "onnxruntime", "--session-timeout-s", "12")
+                child = line.consumer(tmp_path / "bundle", *options, name=f"consumer-{turn}")
+                camera.send(300)
+                until(lambda: line.metrics().get("framegate_verdicts_total", 0) >= 50)
+                late = psutil.Process(child.pid).children()[turn % 2]
+                late.suspend()
+                try:
+                    child.terminate()
+                    log = tmp_path / "line" / f"consumer-{turn}.log"
+                    until(lambda: "all that was fetched is answered and committed" in log.read_text())  # noqa: B023 - at once
+                    time.sleep(
+                        2.5
+                    )  # longer than between two heartbeats: the late one is told at once of the other's end
+                finally:
+                    late.resume()
+                child.wait(PATIENCE_S)
+            verdicts = collect_all(line, camera.sent, tmp_path / "bundle")
+            assert len(verdicts) == camera.sent == 600, "each stop committed all that it had answered"
+        finally:
+            camera.close()
+
+
+def collect_all(line: Line, frames: int, bundle: Path) -> list[dict[str, Any]]:
+    """All verdicts, once what the last stop has left is judged too."""
+    child = line.consumer(bundle, "--workers", "1", "--backend", "onnxruntime", name="consumer-last")
+    verdicts = collect(line, frames)
+    child.terminate()
+    child.wait(PATIENCE_S)
+    return verdicts
+
+
 def metrics_text(line: Line) -> str:
     """The metrics as Prometheus reads them."""
     with urllib.request.urlopen(f"http://127.0.0.1:{line.port}/metrics", timeout=5) as answer:
