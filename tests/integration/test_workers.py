@@ -122,9 +122,7 @@ def test_workers_that_stop_apart_end_in_order_and_the_next_start_goes_on(
                     child.terminate()
                     log = tmp_path / "line" / f"consumer-{turn}.log"
                     until(lambda: "all that was fetched is answered and committed" in log.read_text())  # noqa: B023 - at once
-                    time.sleep(
-                        2.5
-                    )  # longer than between two heartbeats: the late one is told at once of the other's end
+                    time.sleep(2.5)  # more than between two heartbeats: the late one hears of the other's end at once
                 finally:
                     late.resume()
                 child.wait(PATIENCE_S)
