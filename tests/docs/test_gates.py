@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.kafka_cluster import RunningBroker
 
 PAGE = "verdicts.md"
+STATION = "press-1"
 DEADLINE_S = 8.0
 WAIT_S = 90.0
 NODE_MODULES = ROOT / "tests" / "node" / "node_modules"
@@ -104,7 +105,12 @@ def gates(apache_kafka: RunningBroker, topic: str, tmp_path: Path) -> Iterator[d
         pytest.skip("the gate in Java needs a JDK: this Java has no compiler")
     shutil.copytree(PAGES / "examples", tmp_path / "examples")
     (tmp_path / "examples" / "java" / "jars").symlink_to(jars)
-    here = {"kafka-1:9092": apache_kafka.bootstrap_servers, " verdicts ": f" {topic} ", " 0.5": f" {DEADLINE_S}"}
+    here = {
+        "kafka-1:9092": apache_kafka.bootstrap_servers,
+        " verdicts ": f" {topic} ",
+        " press-1 ": f" {STATION} ",
+        " 0.5": f" {DEADLINE_S}",
+    }
     environment = {
         **os.environ,
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",  # noqa: PTH120 - a text for the environment
@@ -135,7 +141,8 @@ def until(condition: Any, name: str, gate: Gate) -> None:
 
 def verdict(part: str, decision: str, **more: object) -> bytes:
     cause = "late" if decision == "none" else None
-    return json.dumps({"schema": 1, "part_id": part, "decision": decision, "cause": cause, **more}).encode()
+    own = {"schema": 1, "station": STATION, "part_id": part, "decision": decision, "cause": cause}
+    return json.dumps({**own, **more}).encode()
 
 
 GIVEN_UP_FIRST: Records = [("A1", verdict("A1", "pass"))]
@@ -148,6 +155,15 @@ GIVEN: Records = [
     ("D", verdict("D", "fail")),
     ("D", verdict("D", "pass")),
     ("S", verdict("S", "pass", schema=2)),
+    ("B", verdict("B", "pass", station="press-2")),
+    ("B", verdict("B", "fail")),
+    ("C", verdict("C", "pass", station="press-2")),
+    ("C", verdict("C", "pass", station=STATION.upper())),
+    ("C", verdict("C", "pass", station=None)),
+    ("C", verdict("C", "pass", station=[STATION])),
+    ("E", verdict("E", "fail", station="press-2")),
+    ("E", verdict("E", "pass")),
+    ("W", verdict("W", "pass").replace(b'"station"', b'"where"')),
     ("U", b"no JSON"),
     ("LIST", b'["pass"]'),
     ("NULL", None),
@@ -162,9 +178,11 @@ EXPECTED = {
     "N": "reject none",
     "NEW": "reject accept",
     "D": "reject fail",
-    **dict.fromkeys(("A1", "A2", "S", "U", "LIST", "NULL", "MISSING", "LATE"), "reject deadline"),
+    "B": "reject fail",
+    "E": "open pass",
+    **dict.fromkeys(("A1", "A2", "S", "C", "W", "U", "LIST", "NULL", "MISSING", "LATE"), "reject deadline"),
 }
-"""Part -> what every gate must do, and why."""
+"""Part -> what every gate must do, and why. Another station sees B, C and E too; of C its own says nothing."""
 
 
 def transaction(producer: KafkaProducer, topic: str, records: Records, *, commit: bool) -> None:

@@ -1,9 +1,10 @@
 // A reject gate in Node: a part per line on standard input as it is triggered, what to do with it on standard output.
-// Needs kafkajs, or @confluentinc/kafka-javascript (see the page). Run: node gate.js kafka-1:9092 verdicts 0.5
+// It acts on one station's verdicts alone. Needs kafkajs, or @confluentinc/kafka-javascript (see the page).
+// Run: node gate.js kafka-1:9092 verdicts press-1 0.5
 const { Kafka, logLevel } = require("kafkajs");
 const { randomUUID } = require("crypto");
 
-const [servers, topic, deadlineS] = process.argv.slice(2);
+const [servers, topic, station, deadlineS] = process.argv.slice(2);
 const ACTIONS = { pass: "open", review: "inspect" }; // whatever else a verdict says: reject
 const waiting = new Map(); // part -> when it has to be decided, monotonic milliseconds
 
@@ -22,7 +23,8 @@ async function onVerdict({ message }) {
   expire(); // first, so that a verdict that came too late opens nothing
   try {
     const verdict = JSON.parse(message.value.toString());
-    if (verdict.schema === 1) act(verdict.part_id, ACTIONS[verdict.decision] ?? "reject", verdict.decision);
+    if (verdict.schema !== 1 || verdict.station !== station) return; // another station's pass is not ours
+    act(verdict.part_id, ACTIONS[verdict.decision] ?? "reject", verdict.decision);
   } catch {
     // unreadable: its part is rejected at the deadline
   }

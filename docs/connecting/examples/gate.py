@@ -1,6 +1,6 @@
 """A reject gate in Python: a part per line on standard input as it is triggered, what to do with it on standard output.
 
-Needs kafka-python 3. Run: python gate.py kafka-1:9092 verdicts 0.5
+It acts on one station's verdicts alone. Needs kafka-python 3. Run: python gate.py kafka-1:9092 verdicts press-1 0.5
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 
 from kafka import KafkaConsumer, TopicPartition
 
-servers, topic, deadline_s = sys.argv[1], sys.argv[2], float(sys.argv[3])
+servers, topic, station, deadline_s = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
 ACTIONS = {"pass": "open", "review": "inspect"}  # whatever else a verdict says: reject
 waiting = {}  # part -> when it has to be decided, monotonic seconds
 
@@ -40,7 +40,7 @@ while True:
     for record in records:
         try:
             verdict = json.loads(record.value)
-            if verdict["schema"] == 1:
+            if verdict["schema"] == 1 and verdict["station"] == station:  # another station's pass is not ours
                 act(verdict["part_id"], ACTIONS.get(verdict["decision"], "reject"), verdict["decision"])
         except (ValueError, KeyError, TypeError):
             continue  # unreadable: its part is rejected at the deadline

@@ -8,6 +8,7 @@ import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 
 /** A reject gate in Java: a part per line on standard input as it is triggered, what to do with it on standard output. */
+// It acts on one station's verdicts alone. Arguments: kafka-1:9092 verdicts press-1 0.5
 class Gate {
     static final Map<String, String> ACTIONS = Map.of("pass", "open", "review", "inspect"); // whatever else: reject
     static final Map<String, Long> waiting = new ConcurrentHashMap<>(); // part -> when to decide, monotonic nanoseconds
@@ -19,7 +20,8 @@ class Gate {
     }
 
     public static void main(String[] arguments) throws Exception {
-        long deadlineNs = (long) (Double.parseDouble(arguments[2]) * 1e9);
+        String station = arguments[2];
+        long deadlineNs = (long) (Double.parseDouble(arguments[3]) * 1e9);
         var settings = new Properties();
         settings.put("bootstrap.servers", arguments[0]);
         settings.put("isolation.level", "read_committed");
@@ -44,7 +46,8 @@ class Gate {
                 try {
                     var verdict = json.readTree(record.value());
                     String part = verdict.required("part_id").textValue(), said = verdict.required("decision").textValue();
-                    if (verdict.path("schema").asInt() == 1) act(part, ACTIONS.getOrDefault(said, "reject"), said);
+                    var ours = station.equals(verdict.path("station").textValue()); // another station's pass is not
+                    if (verdict.path("schema").asInt() == 1 && ours) act(part, ACTIONS.getOrDefault(said, "reject"), said);
                 } catch (IOException | RuntimeException unreadable) {
                     continue; // its part is rejected at the deadline
                 }
