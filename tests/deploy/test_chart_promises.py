@@ -174,7 +174,7 @@ def test_no_secret_stands_in_a_manifest(case: str) -> None:
     assert not made.of("Secret")
     for _, container in containers(made):
         in_sight = {variable["name"] for variable in container.get("env", []) if "valueFrom" not in variable}
-        assert in_sight <= {"HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "FROM", "TO"}
+        assert in_sight <= {"HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "FROM", "TO", "OUT", "TASK"}
     for config in made.of("ConfigMap"):
         for line in config["data"].get("kafka.properties", "").splitlines():
             name, _, value = line.partition("=")
@@ -225,20 +225,3 @@ def test_the_plan_is_built_where_the_consumer_looks_for_it() -> None:
         claims.append(next(volume for volume in pod["volumes"] if volume["name"] == mount["name"]))
     assert claims[0] == claims[1]
     assert "persistentVolumeClaim" in claims[0]
-
-
-def test_a_promoted_bundle_is_whole_or_the_one_before(tmp_path: Path) -> None:
-    container = render("secured-kafka.yaml").pods["promote"]["containers"][0]
-    new, serving = tmp_path / "new.zip", tmp_path / "parts.zip"
-    new.write_bytes(b"new")
-    serving.write_bytes(b"old")
-    before = serving.stat().st_ino
-    command = [*container["command"], *container["args"]]
-    env = {"PATH": "/usr/bin:/bin", "FROM": str(new), "TO": str(serving)}
-    subprocess.run(command, env=env, check=True)
-    assert serving.read_bytes() == b"new"
-    assert serving.stat().st_ino != before, "renamed, not overwritten"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.zip", "parts.zip"]
-    missing = {**env, "FROM": str(tmp_path / "missing.zip")}
-    assert subprocess.run(command, env=missing, capture_output=True, check=False).returncode != 0
-    assert serving.read_bytes() == b"new"

@@ -6,7 +6,6 @@ test's. What it cannot show is the user 10001, who may not read where this Pytho
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from engine.bundle import open_bundle, write_bundle
 from tests.chart import ROOT, render
 from tests.line import Line
 from tests.lineups import bundle_of, jpegs
+from tests.pages import commands
 from tests.parts import parts_folder
 
 if TYPE_CHECKING:
@@ -68,13 +68,14 @@ class Volumes:
                 word = re.sub(rf"(^|=){path}(?=/|$)", rf"\g<1>{place}", word)
             return word
 
-        words = [here(word).replace("$(POD_NAME)", "plant-framegate-0") for word in container["args"]]
+        words = [here(word).replace("$(POD_NAME)", "plant-framegate-0") for word in container.get("args", [])]
         for name, value in changed.items():
             words = [f"--{name}={value}" if word.startswith(f"--{name}=") else word for word in words]
         locked = [places[mount["mountPath"]] for mount in container["volumeMounts"] if mount.get("readOnly")]
         env = {variable["name"]: here(variable["value"]) for variable in container["env"] if "value" in variable}
         env |= {
-            "PATH": os.environ["PATH"],
+            "PATH": commands(self._root / "bin")["PATH"],
+            "PYTHONPATH": str(ROOT),
             "PLACES": " ".join(map(str, places.values())),
             "LOCKED": " ".join(map(str, locked)),
             "ELSEWHERE": str(self._root / "elsewhere"),
@@ -149,6 +150,7 @@ def test_the_consumer_writes_nothing_but_into_its_volumes(
 def test_a_bundle_is_trained_verified_and_promoted_by_the_jobs(volumes: Volumes, tmp_path: Path) -> None:
     made = render(
         "secured-kafka.yaml",
+        promote__enabled=True,
         training__source="/bundles/images",
         training__args=[
             "--size=64x64",
@@ -172,5 +174,5 @@ def test_a_bundle_is_trained_verified_and_promoted_by_the_jobs(volumes: Volumes,
             process.wait()
         if container is not promote["containers"][0]:
             assert (place / "parts.zip").read_bytes() == b"the one before"
-    assert open_bundle(place / "parts.zip").digest == open_bundle(place / "candidates" / "parts-2.zip").digest
+    assert open_bundle(place / "parts.zip").digest == open_bundle(place / "candidates" / "parts-1.zip").digest
     assert any((volumes.of(training)["/scratch"] / "features").iterdir()), "what an interrupted training goes on with"

@@ -185,7 +185,7 @@ what a process is without any (docs/cluster.md has what was measured).
 {{- toYaml (set $resources "limits" $limits) -}}
 {{- end -}}
 
-{{/* Ends of Jobs' names: a Job cannot be changed, so another task is another Job. */}}
+{{/* Tells whether something has changed: at the end of a Job's name, in an annotation. */}}
 {{- define "framegate.digest" -}}
 {{- toJson . | sha256sum | trunc 8 -}}
 {{- end -}}
