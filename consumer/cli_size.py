@@ -127,7 +127,7 @@ def _lines(demand: Demand, host: Host, found: Size, gpu: str | None, *, assumed:
         f"{found.kafka_mib_per_s:.1f} MiB/s into Kafka"
     )
     yield (
-        f"# the busiest pod has at most {found.busiest_stations} stations (19 times in 20) and its cores are "
+        f"# the busiest pod has at most {found.busiest_stations} stations (in 95 % of plants) and its cores are "
         f"{found.busiest_load:.0%} busy, at {host.frames_per_s_core:.0f} frames/s a core"
     )
     if gpu is not None and host.gpu_images_per_s is not None and found.gpu_load is not None:

@@ -75,6 +75,19 @@ def test_the_figures_are_the_chart_s() -> None:
     assert made.consumer["resources"]["limits"]["memory"] == f"{256 + 3 * (512 + 256)}Mi"
     for name in FILES:
         assert f"`helm/values/{name}`" in PAGES["deploy/README.md"]
+    limits = render("gpu-one-l4.yaml").consumer["resources"]["limits"]
+    free = f"has {limits['cpu']} cores, {int(limits['memory'].removesuffix('Mi')):,} MiB and a GPU free"
+    assert free in " ".join(PAGES["docs/sizing.md"].split())
+
+
+def test_the_deadline_is_taken_away_by_what_the_page_says() -> None:
+    """To Helm, null takes a key out of the file; the chart's own is none."""
+    sets = re.search(r"--set (consumer\.deadlineSeconds)=null", PAGES["docs/sizing.md"])
+    assert sets is not None
+    name = "gpu-one-l4.yaml"
+    assert any(word.startswith("--deadline-s=") for word in render(name).consumer["args"])
+    changed = render(name, **{sets[1].replace(".", "__"): None})
+    assert not any(word.startswith("--deadline-s") for word in changed.consumer["args"])
 
 
 def test_what_a_log_is_expected_to_say_is_what_it_says() -> None:
