@@ -50,6 +50,16 @@ def test_the_rules_arrive_as_they_are() -> None:
     assert own["groups"]
 
 
+def test_an_alert_leads_to_its_section_by_a_link() -> None:
+    page = "https://git.plant.example/framegate/docs/runbook.md"
+    made = render("gpu-fleet.yaml", monitoring__rules__runbookUrl=page).the("PrometheusRule")
+    check_custom(made)
+    told = [rule for group in made["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    assert told
+    for rule in told:
+        assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+
+
 @pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("case", CASES)
 def test_a_cluster_takes_every_manifest(case: str, version: str) -> None:
@@ -100,7 +110,7 @@ def test_an_image_is_that_of_its_stage_by_tag_or_by_digest() -> None:
     stages = {"consumer": "gpu", "topics": "gpu", "training": "trainer", "promote": "cpu", "plan": "gpu"}
     version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
     images = {name: pod["containers"][0]["image"] for name, pod in rendered("everything").pods.items()}
-    assert images == {name: f"framegate:{version}-{stage}" for name, stage in stages.items()}
+    assert images == {name: f"registry.plant.example/framegate:{version}-{stage}" for name, stage in stages.items()}
     digest = f"sha256:{'a' * 64}"
     pinned = render("cpu-small.yaml", image__digests__cpu=digest, image__repository="hub.plant.example/framegate")
     assert pinned.consumer["image"] == f"hub.plant.example/framegate@{digest}"
