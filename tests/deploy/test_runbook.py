@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 ALERTS = rules("alert")
+SILENT = "FramegateStationSilent"
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[1:]}
 
 
@@ -52,13 +53,41 @@ def queries() -> list[str]:
 
 
 def test_every_query_is_one(tmp_path: Path) -> None:
-    """To promtool, beside no data at all: it parses them, and they find nothing."""
+    """To promtool, beside no data at all: it parses them, and they find nothing, or the 0 that they have for that."""
     told = [query.replace("STATION", "press-1") for query in queries()]
     assert len(told) > 20
-    asked = [{"expr": query, "eval_time": "1m"} for query in told]
-    file = {"rule_files": [str(RULES)], "tests": [{"interval": "1m", "input_series": [], "promql_expr_test": asked}]}
-    path = tmp_path / "queries.yaml"
-    path.write_text(yaml.safe_dump(file), encoding="utf-8")
+    zero = [{"labels": "{}", "value": 0}]
+    ask(
+        tmp_path / "queries.yaml",
+        [],
+        [{"expr": query, "eval_time": "1m", "exp_samples": zero if "or vector(0)" in query else []} for query in told],
+    )
+
+
+def test_a_silent_station_is_seen_when_its_gauge_has_gone_with_its_consumer(tmp_path: Path) -> None:
+    age, others = (
+        query.partition(" #")[0].replace("STATION", "press-1") for query in queries() if query in SECTIONS[SILENT]
+    )
+    labels = '{station="press-1", worker="0"}'
+    ask(
+        tmp_path / "silent.yaml",
+        [
+            {"series": f"framegate_last_verdict_timestamp_seconds{labels}", "values": "0x4 stale"},
+            {"series": f"framegate_frames_total{labels}", "values": "0+60x4 stale"},
+        ],
+        [
+            {"expr": age, "eval_time": "4m", "exp_samples": [{"labels": "{}", "value": 240}]},
+            {"expr": age, "eval_time": "30m", "exp_samples": [{"labels": "{}", "value": 1800}]},
+            {"expr": others, "eval_time": "4m", "exp_samples": [{"labels": "{}", "value": 1}]},
+            {"expr": others, "eval_time": "30m", "exp_samples": [{"labels": "{}", "value": 0}]},
+        ],
+    )
+
+
+def ask(path: Path, series: list[dict[str, str]], asked: list[dict[str, object]]) -> None:
+    """Have promtool ask these of these series."""
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
+    path.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [test]}), encoding="utf-8")
     done = promtool("test", "rules", path)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -66,7 +95,7 @@ def test_every_query_is_one(tmp_path: Path) -> None:
 def test_every_option_and_verb_named_exists() -> None:
     known = {option for verb in ("run", "topics", "camera", "train") for option in _options(_command(verb))}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", RUNBOOK))
-    others = {"--bootstrap-server", "--topic", "--from-beginning", "--pid"}  # Kafka's tool, py-spy
+    others = {"--bootstrap-server", "--topic", "--from-beginning", "--pid", "--namespace"}  # Kafka's, py-spy, kubectl
     assert named - others
     assert named - others <= known
     assert set(re.findall(r"`framegate ([a-z]+)", RUNBOOK)) <= set(VERBS)
