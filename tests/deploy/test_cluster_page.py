@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ import framegate
 from consumer.config import Settings
 from consumer.lineup import sight
 from consumer.metrics import metric_docs
-from tests.chart import FILES, ROOT, render
+from tests.chart import CHART, FILES, ROOT, VALUES, helm, render, rendered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,57 @@ def test_every_command_named_is_one(name: str) -> None:
         assert command is not None
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+CALLS = [
+    (name, " ".join(call.split()))
+    for name, text in {**PAGES, "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}.items()
+    for call in re.findall(r"^ +(helm (?:install|upgrade|template) .*)$", text.replace("\\\n", " "), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("name", "call"), CALLS)
+def test_helm_takes_every_line(name: str, call: str) -> None:
+    """As `helm template`, with a file of ours for the reader's."""
+    words = shlex.split(call.partition(" | ")[0], comments=True)
+    own = "secured-kafka.yaml" if "promote" in call else "gpu-one-l4.yaml"
+    places = {"values.yaml": str(VALUES / own), str(CHART.relative_to(ROOT)): str(CHART)}
+    words = [places.get(word, word) for word in words]
+    words = [str(ROOT / word) if word.startswith("deploy/helm/values/") else word for word in words]
+    done = helm("template", *words[2:])
+    assert done.returncode == 0, f"{name}: {done.stderr}"
+    assert words[words.index("--namespace") + 1] == "framegate", "what every other line and query says"
+
+
+def test_kubectl_is_told_of_what_there_is() -> None:
+    text = "".join(PAGES.values()) + (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    made = rendered("everything")
+    release = made.the("StatefulSet")["metadata"]["name"].replace("plant-", "line-", 1)
+    assert set(re.findall(r"line-framegate[\w-]*", text)) == {release, f"{release}-0"}
+    components = set(re.findall(r"app\.kubernetes\.io/component=(\w+)", text))
+    assert {"consumer", "training", "plan"} <= components <= made.pods.keys()
+    lines = re.findall(r"^    (kubectl .*)$", text, re.MULTILINE)
+    assert len(lines) > 20
+    for line in lines:
+        assert "--namespace framegate" in line or line.startswith(("kubectl drain", "kubectl create namespace")), line
+
+
+def test_what_is_pushed_is_what_the_chart_pulls(tmp_path: Path) -> None:
+    """The loop of deploy/README.md, with a `docker` that only says what it was told."""
+    loop = re.search(r"^    for stage in .*?^    done$", PAGES["deploy/README.md"], re.MULTILINE | re.DOTALL)
+    assert loop is not None
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$@"\n')
+    docker.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = subprocess.run(["/bin/sh", "-ec", loop[0]], env=env, capture_output=True, text=True, check=True).stdout
+    pushed = set(re.findall(r"^push (\S+)$", said, re.MULTILINE))
+    assert set(re.findall(r"^tag \S+ (\S+)$", said, re.MULTILINE)) == pushed
+    pulled = set()
+    for name in FILES:
+        for pod in render(name, promote__enabled=name == "secured-kafka.yaml").pods.values():
+            pulled |= {one["image"] for one in [*pod.get("initContainers", []), *pod["containers"]]}
+    assert pulled == pushed
 
 
 def test_the_prefix_for_brokers_with_acls_is_that_of_the_transactional_ids() -> None:
