@@ -14,6 +14,8 @@ import pytest
 from consumer.broker import free_port
 
 USER = "postgres"
+PASSWORDS = ("--auth-local=trust", "--auth-host=scram-sha-256")
+"""Whoever comes over the network shows one."""
 
 
 class Postgres:
@@ -32,7 +34,7 @@ class Postgres:
         if self._as_user:
             shutil.chown(self._folder, USER)
         self.port = free_port()
-        self._run("initdb", "-D", f"{self._folder}/data", "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync")
+        self._run("initdb", "-D", f"{self._folder}/data", "-U", USER, "-E", "UTF8", "--no-sync", *PASSWORDS)
         options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -F"
         self._run("pg_ctl", "-D", f"{self._folder}/data", "-w", "-o", options, "-l", f"{self._folder}/log", "start")
         return self

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from tests.kafka_cluster import RunningBroker
 
 PAGE = "kafka-connect.md"
+PASSWORD = "s3cret of the table"
 FRAMES = 6
 WAIT_S = 120.0
+FETCH_S = 600.0
+NOT_REACHED = ("Unknown host", "Connection refused", "Could not transfer", "offline mode")
 
 pytestmark = [pytest.mark.apache, pytest.mark.slow]
 
@@ -74,7 +77,7 @@ def test_verdicts_go_into_a_file_and_into_a_database_once_each(
         pytest.skip(str(reason))
     with Postgres() as database:
         database.sql("create database plant")
-        database.sql("create user connect")
+        database.sql(f"create user connect password '{PASSWORD}'")
         database.sql("grant all on schema public to connect", "plant")
         topic, verdicts = judged(apache_kafka, tmp_path, unique)
         carry(apache_kafka, tmp_path, jars, topic, database)
@@ -93,10 +96,13 @@ def test_verdicts_go_into_a_file_and_into_a_database_once_each(
 
 def carry(kafka: RunningBroker, folder: Path, jars: Path, topic: str, database: Postgres) -> None:
     """Run Kafka Connect as the page has it, until all is in the file and in the table."""
-    (folder / "plugins").mkdir()
-    worker = {"kafka-1:9092": kafka.bootstrap_servers, "8083": free_port(), "/opt/connectors": folder / "plugins"}
+    plugins, secrets = folder / "plugins", folder / "secrets"
+    fetch_connector(plugins)
+    secrets.mkdir()
+    (secrets / "database.password").write_text(PASSWORD)
+    worker = {"kafka-1:9092": kafka.bootstrap_servers, "8083": free_port(), "/opt/connectors": plugins}
     names = {"topics=verdicts": f"topics={topic}"}
-    where = {"db:5432": f"127.0.0.1:{database.port}"}
+    where = {"db:5432": f"127.0.0.1:{database.port}", "/etc/connect/secrets": secrets}
     (folder / "worker.properties").write_text(block(PAGE, "worker", worker))
     (folder / "file-sink.properties").write_text(block(PAGE, "file-sink", names))
     (folder / "jdbc-sink.properties").write_text(block(PAGE, "jdbc-sink", {**names, **where}))
@@ -121,6 +127,16 @@ def carry(kafka: RunningBroker, folder: Path, jars: Path, topic: str, database: 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
+
+
+def fetch_connector(place: Path) -> None:
+    """As the page has it; Maven keeps it for the next time."""
+    script = block(PAGE, "plugin", {"/opt/connectors": place})
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False, timeout=FETCH_S)
+    if done.returncode != 0 and any(words in done.stdout for words in NOT_REACHED):
+        pytest.skip(f"Maven cannot reach Maven Central: {done.stdout[-300:]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(place.glob("*/debezium-connector-jdbc-*.jar"))
 
 
 def all_there(folder: Path, database: Postgres) -> bool:
