@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 import zipfile
@@ -34,8 +35,8 @@ from kafka.admin import (
 from consumer.bootstrap import NoAnswerError
 from consumer.broker import free_port
 from consumer.config import read_client_config
-from consumer.errors import BrokerError
-from consumer.topics import check_topics
+from consumer.errors import BrokerError, TopicError
+from consumer.topics import MAX_MESSAGE_BYTES, check_topics, ensure_topics
 from consumer.verdict_reader import VerdictReader
 from engine.bundle import write_bundle
 from tests.kafka_cluster import TOOLS_POM, KafkaUnavailable, fetch_jars, find_java
@@ -252,6 +253,29 @@ def test_before_the_topics_are_made_the_camera_says_so(plant: Plant, tmp_path: P
     assert "no topic `frames`" in the_error(done)
 
 
+def test_whoever_may_make_the_topics_makes_them(plant: Plant) -> None:
+    """As the consumer's user, which is what the chart's Job is; then the operator's `topics create` finds them."""
+    arguments = ["topics", "create", "--partitions", "4", "--client-config", plant.folder / "judge.properties"]
+    refused = plant.framegate(*arguments)
+    assert refused.returncode == 1
+    assert "uthoriz" in the_error(refused)
+    shell = block(PAGE, "rights", {"kafka-1:9093": plant.servers}).partition("\n")[0]
+    run(f"{shell}\n{block(PAGE, 'create')}", plant.folder, plant.environment)
+    for _ in range(2):  # made, and found
+        done = plant.framegate(*arguments)
+        assert done.returncode == 0, done.stderr
+
+    def with_larger_frames() -> tuple[str, ...]:
+        larger = MAX_MESSAGE_BYTES + 1
+        client = plant.client("judge")
+        return ensure_topics(plant.servers, partitions=4, replication=1, max_message_bytes=larger, client=client)
+
+    with pytest.raises(TopicError, match="takes records up to"):
+        with_larger_frames()
+    with without(plant, right("judge", ACLOperation.DESCRIBE_CONFIGS, TOPIC, "frames")):
+        assert with_larger_frames() == (), "it does not look"
+
+
 def test_a_zip_becomes_verdicts_over_tls_with_passwords_and_no_more_rights_than_needed(line: Plant) -> None:
     found = verdicts(line, FRAMES)
     assert len(found) == FRAMES
@@ -380,3 +404,26 @@ def test_a_gate_without_its_right_gets_nothing_and_its_client_logs_why(
             assert reader.poll(timeout_ms=1_000) == {}
         finally:
             reader.close()
+
+
+def test_a_reader_of_its_own_logs_in_and_one_with_a_group_may_have_a_name_for_it(line: Plant) -> None:
+    """The page's lines for kafka-python, with and without a group; with one, only by the names that were given."""
+    places = {"kafka-1:9093": line.servers, "/etc/framegate": line.folder}
+    reader = block(PAGE, "reader", places)
+
+    def read(group: str | None) -> subprocess.CompletedProcess[str]:
+        more = f'"verdicts", group_id={group!r}, auto_offset_reset="earliest", consumer_timeout_ms=20_000,'
+        script = reader.replace('"verdicts",', more) + "\nprint(next(reader).value.decode())\n"
+        return subprocess.run(
+            [sys.executable, "-c", script], cwd=line.folder, capture_output=True, text=True, check=False, timeout=WAIT_S
+        )
+
+    shell = block(PAGE, "rights", {"kafka-1:9093": line.servers}).partition("\n")[0]
+    run(f"{shell}\n{block(PAGE, 'groups')}", line.folder, line.environment)
+    for group in (None, "connect-verdicts-to-database", "gate-1"):
+        done = read(group)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["decision"] in {"pass", "fail", "review", "none"}
+    other = read("dashboard")
+    assert other.returncode != 0
+    assert "GroupAuthorizationFailed" in other.stderr
