@@ -29,6 +29,7 @@ admin interface asks without creating.
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from consumer.errors import BrokerError, SettingsError, TopicError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -411,11 +414,20 @@ def _require_partitions(topic: Topic, partitions: int) -> None:
 def _require_limit(admin: Any, frames: str, max_message_bytes: int) -> None:
     """Raise TopicError where the existing topic of frames takes only smaller records.
 
-    The embedded broker has no such limit and names none.
+    Whoever may not see the topic's settings is told so and goes on: he may well be right about the size. The embedded
+    broker has no such limit.
     """
     # All settings are asked for: asked for one by name, the embedded broker hangs up.
     resource = ConfigResource(ConfigResourceType.TOPIC, frames)
     settings = admin.describe_configs([resource], config_filter="all")["topic"].get(frames, {})
+    if not settings:  # kafka-python drops the error's code, which is the missing right's; a topic has settings
+        log.warning(
+            "whether topic `%s` takes records of %d bytes was not seen: its settings may not be read by this user; "
+            "allow it DescribeConfigs, or look with kafka-configs.sh --describe --entity-type topics --entity-name %s",
+            frames,
+            max_message_bytes,
+            frames,
+        )
     limit = settings.get(_LIMIT_KEY, {}).get("value")
     if limit is not None and int(limit) < max_message_bytes:
         cure = f"--alter --entity-type topics --entity-name {frames} --add-config {_LIMIT_KEY}={max_message_bytes}"

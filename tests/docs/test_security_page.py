@@ -253,7 +253,7 @@ def test_before_the_topics_are_made_the_camera_says_so(plant: Plant, tmp_path: P
     assert "no topic `frames`" in the_error(done)
 
 
-def test_whoever_may_make_the_topics_makes_them(plant: Plant) -> None:
+def test_whoever_may_make_the_topics_makes_them(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
     """As the consumer's user, which is what the chart's Job is; then the operator's `topics create` finds them."""
     arguments = ["topics", "create", "--partitions", "4", "--client-config", plant.folder / "judge.properties"]
     refused = plant.framegate(*arguments)
@@ -273,7 +273,10 @@ def test_whoever_may_make_the_topics_makes_them(plant: Plant) -> None:
     with pytest.raises(TopicError, match="takes records up to"):
         with_larger_frames()
     with without(plant, right("judge", ACLOperation.DESCRIBE_CONFIGS, TOPIC, "frames")):
-        assert with_larger_frames() == (), "it does not look"
+        assert with_larger_frames() == (), "it cannot look"
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "consumer.topics"]
+    assert "was not seen" in told
+    assert "DescribeConfigs" in told
 
 
 def test_a_zip_becomes_verdicts_over_tls_with_passwords_and_no_more_rights_than_needed(line: Plant) -> None:
