@@ -99,7 +99,7 @@ def candidates(
     folds = at_rows(judge.folds, rows)
     for featurizer, data in tables:
         if featurizer.taps not in evidence:
-            evidence[featurizer.taps] = evidence_out_of_fold(data, folds, Recipe())[rows]
+            evidence[featurizer.taps] = evidence_out_of_fold(data, folds, [Recipe()])[0][rows]
         scores = Scores(evidence[featurizer.taps], pooled_out_of_fold(data, folds, Recipe())[rows])
         for parts in PARTS:
             if parts == "evidence" and featurizer.embedding and len(tables) > 1:
@@ -214,26 +214,29 @@ def tune(judge: Judge, data: Table, rows: np.ndarray) -> tuple[Recipe, Scores, l
     """
     folds, tried = at_rows(judge.folds, rows), list[dict[str, Any]]()
 
-    def scored(part: str, recipe: Recipe) -> np.ndarray:
-        score_of = evidence_out_of_fold if part == "evidence" else pooled_out_of_fold
-        score: np.ndarray = score_of(data, folds, recipe)[rows]
-        told = {key: value for key, value in recipe.to_json().items() if key not in {"parts", "views"}}
-        tried.append({"part": part, **told, "auroc": judge.auroc(score)})
-        return score
+    def scored(part: str, recipes: Sequence[Recipe]) -> list[np.ndarray]:
+        if part == "evidence":
+            all_scores = evidence_out_of_fold(data, folds, recipes)
+        else:
+            all_scores = [pooled_out_of_fold(data, folds, recipe) for recipe in recipes]
+        scores = [score[rows] for score in all_scores]
+        for recipe, score in zip(recipes, scores, strict=True):
+            told = {key: value for key, value in recipe.to_json().items() if key not in {"parts", "views"}}
+            tried.append({"part": part, **told, "auroc": judge.auroc(score)})
+        return scores
 
     def better(part: str, recipe: Recipe, score: np.ndarray, others: Sequence[Recipe]) -> tuple[Recipe, np.ndarray]:
-        for other in others:
-            if other != recipe:
-                new = scored(part, other)
-                if not judge.is_noise(new, score):
-                    recipe, score = other, new
+        others = [other for other in others if other != recipe]
+        for other, new in zip(others, scored(part, others), strict=True):
+            if not judge.is_noise(new, score):
+                recipe, score = other, new
         return recipe, score
 
     recipe = Recipe()
-    evidence = scored("evidence", recipe)
+    (evidence,) = scored("evidence", [recipe])
     recipe, evidence = better("evidence", recipe, evidence, [replace(recipe, l2=value) for value in L2])
     recipe, evidence = better("evidence", recipe, evidence, [replace(recipe, sharpness=value) for value in SHARPNESS])
-    pooled = scored("pooled", recipe)
+    (pooled,) = scored("pooled", [recipe])
     recipe, pooled = better("pooled", recipe, pooled, [replace(recipe, strength=value) for value in STRENGTHS])
     return recipe, Scores(evidence, pooled), tried
 

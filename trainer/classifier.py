@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from engine.heads import Calibration
-from trainer.patch_evidence import PatchEvidence
+from trainer.patch_evidence import PatchEvidence, fit_together
 from trainer.stored_rows import Rows, chunks, first_columns, take
 from trainer.turns import AS_TAKEN
 
@@ -126,12 +126,19 @@ class Fitted:
     pooled_bias: float
 
 
+def evidence_models(data: Table, asked: Sequence[tuple[Recipe, np.ndarray]]) -> list[PatchEvidence]:
+    """Patch evidence fitted on some rows for each (recipe, rows): all at once, so rows should be mostly the same."""
+    count = len(data.defect)
+    models = [PatchEvidence(data.fine, l2=recipe.l2, sharpness=recipe.sharpness) for recipe, _ in asked]
+    every_view = [np.concatenate([rows + view * count for view in range(recipe.views)]) for recipe, rows in asked]
+    views = max(recipe.views for recipe, _ in asked)
+    fit_together(models, data.channels, np.tile(data.defect, views), every_view)
+    return models
+
+
 def evidence_model(data: Table, recipe: Recipe, rows: np.ndarray) -> PatchEvidence:
     """Patch evidence fitted on `rows`."""
-    model = PatchEvidence(data.fine, l2=recipe.l2, sharpness=recipe.sharpness)
-    count = len(data.defect)
-    every_view = np.concatenate([rows + view * count for view in range(recipe.views)])
-    return model.fit(data.channels, np.tile(data.defect, recipe.views), rows=every_view)
+    return evidence_models(data, [(recipe, rows)])[0]
 
 
 def pooled_model(data: Table, recipe: Recipe, rows: np.ndarray) -> Pipeline:
@@ -166,11 +173,19 @@ def fit_parts(data: Table, recipe: Recipe, rows: np.ndarray) -> Fitted:
     return Fitted(evidence.weights_.astype(np.float32), evidence.bias_, weights.astype(np.float32), bias)
 
 
-def evidence_out_of_fold(data: Table, folds: Folds, recipe: Recipe) -> np.ndarray:
-    """Evidence (n,) of each image from a model that saw neither it nor its group; NaN where no fold holds it out."""
+def evidence_out_of_fold(data: Table, folds: Folds, recipes: Sequence[Recipe]) -> list[np.ndarray]:
+    """For each recipe the evidence (n,) of each image from a model that saw neither it nor its group."""
+    asked = [(recipe, fold) for recipe in recipes for fold in folds]
+    models = evidence_models(data, [(recipe, fit) for recipe, (fit, _) in asked])
+    each = len(folds)
+    return [held_out_evidence(data, folds, models[start : start + each]) for start in range(0, len(models), each)]
+
+
+def held_out_evidence(data: Table, folds: Folds, models: Sequence[PatchEvidence]) -> np.ndarray:
+    """Evidence (n,) of each fold's held-out images, from the fold's model; NaN where no fold holds an image out."""
     scores = np.full(len(data.defect), np.nan)
-    for fit, held in folds:
-        scores[held] = evidence_model(data, recipe, fit).decision_function(data.channels, rows=held)
+    for model, (_, held) in zip(models, folds, strict=True):
+        scores[held] = model.decision_function(data.channels, rows=held)
     return scores
 
 
@@ -194,7 +209,8 @@ def at_rows(folds: Folds, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray
 
 def out_of_fold(data: Table, folds: Folds, recipe: Recipe) -> Scores:
     """Both parts' scores, out of fold, likewise."""
-    return Scores(evidence_out_of_fold(data, folds, recipe), pooled_out_of_fold(data, folds, recipe))
+    (evidence,) = evidence_out_of_fold(data, folds, [recipe])
+    return Scores(evidence, pooled_out_of_fold(data, folds, recipe))
 
 
 def calibrate(evidence: np.ndarray, score: np.ndarray, defect: np.ndarray, parts: Parts = "both") -> Calibration:

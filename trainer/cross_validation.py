@@ -12,8 +12,8 @@ from trainer.classifier import (
     Scores,
     at_rows,
     calibrate,
-    evidence_model,
-    evidence_out_of_fold,
+    evidence_models,
+    held_out_evidence,
     logit,
     pooled_model,
     pooled_out_of_fold,
@@ -117,14 +117,15 @@ def judge_held_out(
     data: Table, groups: np.ndarray, recipe: Recipe, fit: np.ndarray, held: np.ndarray, *, seed: int
 ) -> Judged:
     """Fit and calibrate the recipe on the rows `fit` and judge the rows `held` (m,)."""
-    scores = Scores(
-        evidence_model(data, recipe, fit).decision_function(data.channels, rows=held),
-        pooled_scores(pooled_model(data, recipe, fit), data, held),
-    )
     inner = at_rows(_inner_folds(data.defect[fit], groups[fit], seed), fit)
+    within = [rows for rows, _ in inner] if recipe.parts != "pooled" else []
+    model, *models = evidence_models(data, [(recipe, rows) for rows in (fit, *within)])
+    scores = Scores(
+        model.decision_function(data.channels, rows=held), pooled_scores(pooled_model(data, recipe, fit), data, held)
+    )
     nothing = np.zeros(len(data.defect))  # of a part that is not asked: fitting it would take as long again
     seen = Scores(
-        nothing if recipe.parts == "pooled" else evidence_out_of_fold(data, inner, recipe),
+        nothing if recipe.parts == "pooled" else held_out_evidence(data, inner, models),
         nothing if recipe.parts == "evidence" else pooled_out_of_fold(data, inner, recipe),
     ).take(fit)
     calibration = calibrate(seen.evidence, seen.pooled, data.defect[fit], recipe.parts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.classifier import Scores, evidence_model, pooled_model
+from trainer.classifier import Scores, evidence_models, pooled_model
 from trainer.errors import SplitError
 from trainer.judge import MOST_LOSS, Judge
 from trainer.split import grouped_folds
@@ -110,15 +110,17 @@ def _halved(rows: np.ndarray, defect: np.ndarray, groups: np.ndarray, seed: int)
 
 def _scores(data: Table, recipe: Recipe, fits: list[np.ndarray], tests: list[np.ndarray]) -> Scores:
     """Of the images judged, in the order of the folds; a part that the recipe does not rest on is not fitted."""
-    evidence, pooled = [], []
-    for fit, test in zip(fits, tests, strict=True):
-        nothing = np.zeros(len(test))
-        asked = recipe.parts != "pooled"
-        evidence.append(
-            evidence_model(data, recipe, fit).decision_function(data.channels, rows=test) if asked else nothing
-        )
-        asked = recipe.parts != "evidence"
-        pooled.append(pooled_model(data, recipe, fit).decision_function(data.pooled[test]) if asked else nothing)
+    evidence = pooled = [np.zeros(len(test)) for test in tests]
+    if recipe.parts != "pooled":
+        models = evidence_models(data, [(recipe, fit) for fit in fits])
+        evidence = [
+            model.decision_function(data.channels, rows=test) for model, test in zip(models, tests, strict=True)
+        ]
+    if recipe.parts != "evidence":
+        pooled = [
+            pooled_model(data, recipe, fit).decision_function(data.pooled[test])
+            for fit, test in zip(fits, tests, strict=True)
+        ]
     return Scores(np.concatenate(evidence), np.concatenate(pooled))
 
 

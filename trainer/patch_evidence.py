@@ -12,35 +12,22 @@ starts, and a third of the iterations.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
-from threadpoolctl import threadpool_limits
 
-from engine.featurizer import SUBLOCATIONS
-from engine.streams import cores
-from trainer.halves import widened
-from trainer.stored_rows import entries
+from trainer.lockstep import minimize_together
+from trainer.sweep import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from trainer.stored_rows import Rows
 
-Answer = TypeVar("Answer")
-
 _FLOOR = 1e-6
 _GRADIENT = 1e-3  # below it the ranking of images it never saw no longer moves
-_CURVATURE_ROWS = 1 << 12
-_RUNS_A_THREAD = 4
-_KEPT_VALUES = 1 << 25  # 128 MiB of float32
-_CHUNK_VALUES = 1 << 18  # 1 MiB of float32: stays in a core's cache between the times it is read
 
 
 class PatchEvidence(ClassifierMixin, BaseEstimator):
@@ -64,30 +51,12 @@ class PatchEvidence(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Rows, y: np.ndarray, *, rows: np.ndarray | None = None) -> Self:  # noqa: N803 - scikit-learn's names
         """Fit on all images, or on `rows` (m,) of them without copying them out of X; deterministic."""
-        rows = np.arange(len(X)) if rows is None else rows
-        defect = np.asarray(y, bool)[rows]
-        self.classes_ = np.array([False, True])
-        self.n_features_in_ = X.shape[2]
-        with _Sweep(X, self.fine, rows) as sweep:
-            objective = _Objective(sweep, defect, self.l2, self.sharpness)
-            basis = objective.basis()
-
-            def in_basis(theta: np.ndarray) -> tuple[float, np.ndarray]:
-                loss, gradient = objective(_times(basis, theta))
-                return loss, _times(basis, gradient)
-
-            options = {"maxiter": self.max_iter, "gtol": _GRADIENT}
-            start = np.zeros(sweep.channels + 1)
-            result = minimize(in_basis, start, jac=True, method="L-BFGS-B", options=options)
-        weights, bias = objective.unfold(_times(basis, result.x))
-        self.weights_ = weights * self.sharpness
-        self.bias_ = bias * self.sharpness
-        self.n_iter_ = int(result.nit)
+        fit_together([self], X, y, [np.arange(len(X)) if rows is None else rows])
         return self
 
     def decision_function(self, X: Rows, *, rows: np.ndarray | None = None) -> np.ndarray:  # noqa: N803 - scikit-learn's names
         """Evidence of all images, or of `rows`, as the serving graph computes it with `weights_` and `bias_`."""
-        with _Sweep(X, self.fine, np.arange(len(X)) if rows is None else rows, again=False) as sweep:
+        with Sweep(X, self.fine, np.arange(len(X)) if rows is None else rows, again=False) as sweep:
             evidence: np.ndarray = sweep.evidence(self.weights_) + self.bias_
         return evidence
 
@@ -96,186 +65,96 @@ class PatchEvidence(ClassifierMixin, BaseEstimator):
         return self.decision_function(X) > 0
 
 
-class _Objective:
-    """Loss and gradient over theta = (standardized weights, shift)."""
+class Objective:
+    """Losses and gradients of m models over theta = (standardized weights, shift), each in its own basis.
 
-    def __init__(self, sweep: _Sweep, defect: np.ndarray, l2: float, sharpness: float) -> None:
+    Attributes:
+        bases: (m, c, c) through which a model's theta becomes its standardized weights.
+    """
+
+    def __init__(self, sweep: Sweep, models: Sequence[PatchEvidence], defect: np.ndarray, members: np.ndarray) -> None:
+        """Over the sweep's images: defect (n,) bool, and which of them each model is fitted on, members (m, n) bool."""
         self._sweep = sweep
         self._sign = np.where(defect, 1.0, -1.0)
-        self._weight = np.where(defect, 0.5 / max(defect.sum(), 1), 0.5 / max((~defect).sum(), 1))
-        self._l2 = l2
-        self._sharpness = sharpness
-        self._mean, self._deviation = sweep.moments()
+        self._weight = np.zeros(members.shape)
+        for label in (False, True):
+            own = members & (defect == label)
+            self._weight += own * (0.5 / np.maximum(own.sum(1, keepdims=True), 1))
+        self._l2 = np.array([model.l2 for model in models])
+        self._sharpness = np.array([model.sharpness for model in models], np.float64)
+        mean, deviation = sweep.moments(members)
+        self._mean, self._deviation = mean, deviation + _FLOOR
+        self.bases = np.stack([self._basis(number, own) for number, own in enumerate(members)])
 
-    def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        weights, bias = self.unfold(theta)
+    def __call__(self, which: Sequence[int], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(m,) and (m, c + 1) of the models `which`, ascending, at theta (m, c + 1)."""
+        asked = list(which)
+        weights, bias = self.unfold(asked, theta)
+        weight, sign = self._weight[asked], self._sign
 
         def slope(evidence: np.ndarray, part: slice) -> np.ndarray:
-            margin = self._sign[part] * (evidence + bias)
-            pushed: np.ndarray = -self._weight[part] * self._sign[part] * expit(-margin)
+            margin = sign[part] * (evidence + bias[:, None])
+            pushed: np.ndarray = -weight[:, part] * sign[part] * expit(-margin)
             return pushed
 
-        evidence, slopes, pull = self._sweep.pull(weights, self._sharpness, slope)
-        loss = float(self._weight @ np.logaddexp(0.0, -self._sign * (evidence + bias)))
-        gradient = np.empty_like(theta)
-        gradient[:-1] = (pull - slopes.sum() * self._mean) / self._deviation + self._l2 * theta[:-1]
-        gradient[-1] = slopes.sum()
-        return loss + 0.5 * self._l2 * float(theta[:-1] @ theta[:-1]), gradient
+        evidence, slopes, pull = self._sweep.pull(weights, self._sharpness[asked], slope)
+        standard = weights * self._deviation[asked]
+        l2 = self._l2[asked]
+        loss = (weight * np.logaddexp(0.0, -sign * (evidence + bias[:, None]))).sum(1)
+        loss += 0.5 * l2 * (standard**2).sum(1)
+        total = slopes.sum(1)
+        gradient = (pull - total[:, None] * self._mean[asked]) / self._deviation[asked] + l2[:, None] * standard
+        return loss, np.column_stack([_through(self.bases[asked], gradient), total])
 
-    def basis(self) -> np.ndarray:
+    def unfold(self, which: Sequence[int], theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (m, c) and biases (m,) over the raw channels."""
+        asked = list(which)
+        weights = _through(self.bases[asked], theta[:, :-1]) / self._deviation[asked]
+        return weights, theta[:, -1] - (weights * self._mean[asked]).sum(1)
+
+    def _basis(self, number: int, members: np.ndarray) -> np.ndarray:
         """(c, c), symmetric: (C / 4 + l2)^(-1/2); 1/4 is the logistic loss's largest curvature."""
-        locations = (self._sweep.some_locations() - self._mean) / self._deviation
+        locations = (self._sweep.some_locations(members) - self._mean[number]) / self._deviation[number]
         correlation = locations.T @ locations / len(locations)
-        values, vectors = np.linalg.eigh(correlation / 4 + self._l2 * np.eye(len(correlation)))
+        values, vectors = np.linalg.eigh(correlation / 4 + self._l2[number] * np.eye(len(correlation)))
         root: np.ndarray = vectors / np.sqrt(np.maximum(values, _FLOOR)) @ vectors.T
         return root
 
-    def unfold(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
-        """Weights and bias over the raw channels."""
-        weights = theta[:-1] / self._deviation
-        return weights, float(theta[-1] - weights @ self._mean)
 
+def fit_together(
+    models: Sequence[PatchEvidence],
+    X: Rows,  # noqa: N803 - scikit-learn's names
+    y: np.ndarray,
+    rows: Sequence[np.ndarray],
+) -> None:
+    """Fit several models on X (n, cells, 4 fine + coarse) and y (n,), each on its own rows: see `PatchEvidence.fit`.
 
-class _Sweep:
-    """Walks over the channels once per call, chunk by chunk, one thread a core.
+    For models whose rows are mostly the same, those of a cross-validation: the channels are read once for all of them.
+    Images that a model is not fitted on are computed for it all the same, and count nothing.
 
-    The channels are far larger than the caches, so reading them is what costs: an image's evidence, its slope and its
-    pull on the weights are all computed while its chunk is there. Chunks are fixed and their sums are added in order:
-    the result does not depend on the number of threads.
+    Args:
+        models: with the same `fine` and bound on the iterations; l2 and sharpness may differ.
+        X: of all images, as `PatchEvidence` takes them.
+        y: likewise.
+        rows: for each model, which images it is fitted on.
     """
-
-    def __init__(self, channels: Rows, fine: int, rows: np.ndarray, *, again: bool = True) -> None:
-        self._x = channels
-        self._fine = fine
-        self._index = rows
-        self.channels = channels.shape[2] - (SUBLOCATIONS - 1) * fine
-        step = max(1, _CHUNK_VALUES // (channels.shape[1] * channels.shape[2]))
-        self._parts = [slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
-        # What is walked over again and again is widened once, as far as that is no burden on any machine.
-        most = _KEPT_VALUES // max(1, channels.shape[1] * channels.shape[2]) if again else 0
-        self._kept: dict[int, _Cells | None] = {part.start: None for part in self._parts if part.stop <= most}
-        self._threads = cores()
-        self._pool = ThreadPoolExecutor(self._threads)
-
-    def __enter__(self) -> Self:
-        self._limits = threadpool_limits(1, "blas")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._kept.clear()
-        self._limits.unregister()
-        self._pool.shutdown()
-
-    def evidence(self, weights: np.ndarray) -> np.ndarray:
-        """(n,) log mean exp of the locations' scores."""
-        own = weights.astype(np.float32)
-        return np.concatenate(self._walk(lambda part: _pool_scores(self._cells(part), own, 1.0)[0]))
-
-    def pull(
-        self, weights: np.ndarray, sharpness: float, slope: Callable[[np.ndarray, slice], np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Evidence (n,), the slopes (n,) that `slope` gives for it, and sum_i slope_i sum_p share_ip x_ip (c,)."""
-        own = weights.astype(np.float32)
-
-        def one(part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            cells = self._cells(part)
-            evidence, share = _pool_scores(cells, own, sharpness)
-            slopes = slope(evidence, part)
-            share *= slopes[:, None].astype(np.float32)
-            return evidence, slopes, cells.pull(share)
-
-        evidence, slopes, pulls = zip(*self._walk(one), strict=True)
-        total = np.add.reduce(np.stack(pulls), axis=0, dtype=np.float64)
-        return np.concatenate(evidence), np.concatenate(slopes), total
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (c,) over all locations of all images."""
-
-        def one(part: slice) -> tuple[np.ndarray, np.ndarray]:
-            cells = self._cells(part)
-            both = cells.fine, cells.coarse
-            total = [x.sum(0, dtype=np.float64) / len(x) for x in both]
-            square = [np.einsum("ij,ij->j", x, x, dtype=np.float64) / len(x) for x in both]
-            weight = part.stop - part.start
-            return np.concatenate(total) * weight, np.concatenate(square) * weight
-
-        total, square = (np.sum(parts, axis=0) for parts in zip(*self._walk(one), strict=True))
-        mean, mean_square = total / len(self._index), square / len(self._index)
-        return mean, np.sqrt(np.maximum(mean_square - mean**2, 0)) + _FLOOR
-
-    def some_locations(self) -> np.ndarray:
-        """(m, c) float64: up to 16,384 cells' first locations, evenly spread over all images and cells."""
-        count = len(self._index) * self._x.shape[1]
-        image, cell = np.divmod(np.arange(0, count, -(-count // _CURVATURE_ROWS)), self._x.shape[1])
-        rows = entries(self._x, self._index[image], cell).astype(np.float64)
-        return np.concatenate([rows[:, : self._fine], rows[:, SUBLOCATIONS * self._fine :]], axis=1)
-
-    def _walk(self, visit: Callable[[slice], Answer]) -> list[Answer]:
-        """What `visit` says of each chunk, in their order; a thread is handed a run of them, not one at a time."""
-
-        def along(run: range) -> list[Answer]:
-            return [visit(self._parts[number]) for number in run]
-
-        bounds = np.linspace(0, len(self._parts), min(len(self._parts), _RUNS_A_THREAD * self._threads) + 1).astype(int)
-        runs = [range(start, stop) for start, stop in pairwise(bounds.tolist())]
-        return [answer for answers in self._pool.map(along, runs) for answer in answers]
-
-    def _cells(self, part: slice) -> _Cells:
-        cells = self._kept.get(part.start)
-        if cells is None:
-            cells = self._read(part)
-            if part.start in self._kept:
-                self._kept[part.start] = cells  # no other thread visits this part meanwhile
-        return cells
-
-    def _read(self, part: slice) -> _Cells:
-        x = self._x[self._index[part]]
-        flat, cut = x.reshape(-1, x.shape[2]), SUBLOCATIONS * self._fine
-        return _Cells(len(x), widened(flat[:, :cut]).reshape(-1, self._fine), widened(flat[:, cut:]))
+    ((fine,), (most,)) = {model.fine for model in models}, {model.max_iter for model in models}
+    together = np.unique(np.concatenate(rows))
+    with Sweep(X, fine, together) as sweep:
+        members = np.stack([np.isin(together, own) for own in rows])
+        objective = Objective(sweep, models, np.asarray(y, bool)[together], members)
+        options = {"maxiter": most, "gtol": _GRADIENT}
+        start = np.zeros(sweep.channels + 1)
+        results = minimize_together(start, objective, count=len(models), options=options)
+        weights, bias = objective.unfold(range(len(models)), np.stack([result.x for result in results]))
+    for number, (model, result) in enumerate(zip(models, results, strict=True)):
+        model.classes_ = np.array([False, True])
+        model.n_features_in_ = X.shape[2]
+        model.weights_ = weights[number] * model.sharpness
+        model.bias_ = float(bias[number]) * model.sharpness
+        model.n_iter_ = int(result.nit)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cells:
-    """The channels of some images, those that locations have of their own apart from those that a cell's four share.
-
-    Apart, a score is a vector's product with each: a quarter of the work of a product with four columns that are mostly
-    zeros or the same.
-
-    Attributes:
-        images: how many.
-        fine: (images * cells * 4, fine) float32.
-        coarse: (images * cells, coarse) float32.
-    """
-
-    images: int
-    fine: np.ndarray
-    coarse: np.ndarray
-
-    def scores(self, weights: np.ndarray) -> np.ndarray:
-        """(images, locations) of weights (fine + coarse,)."""
-        own = self.fine.shape[1]
-        scores = (self.fine @ weights[:own]).reshape(-1, SUBLOCATIONS)
-        scores += (self.coarse @ weights[own:])[:, None]
-        by_image: np.ndarray = scores.reshape(self.images, -1)
-        return by_image
-
-    def pull(self, share: np.ndarray) -> np.ndarray:
-        """(fine + coarse,) the transpose of `scores`: the locations' sum, weighed by share (images, locations)."""
-        shared = share.reshape(-1, SUBLOCATIONS).sum(1)
-        pulled: np.ndarray = np.concatenate([share.reshape(-1) @ self.fine, shared @ self.coarse])
-        return pulled
-
-
-def _times(basis: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """Weights through the basis; the shift stays."""
-    return np.append(basis @ theta[:-1], theta[-1])
-
-
-def _pool_scores(cells: _Cells, weights: np.ndarray, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Evidence (n,) float64 of n images, and each location's share in it (n, locations) float32."""
-    scores = cells.scores(weights) * np.float32(sharpness)
-    peak = scores.max(1, keepdims=True)
-    share = np.exp(scores - peak)
-    mean = share.mean(1, dtype=np.float64)
-    share /= (mean * share.shape[1])[:, None].astype(np.float32)
-    return (np.log(mean) + peak[:, 0]) / sharpness, share
+def _through(bases: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(m, c) each vector through its own basis."""
+    return np.stack([basis @ vector for basis, vector in zip(bases, vectors, strict=True)])

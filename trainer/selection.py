@@ -226,7 +226,8 @@ def few_recipe(
     judge = _judge(view.defect[rows], groups[rows], FEW_FOLDS, seed)
     folds = at_rows(judge.folds, rows)
     ways = sorted({min(MIRRORED, views), views})
-    out = {way: evidence_out_of_fold(view, folds, replace(base, views=way))[rows] for way in ways}
+    evidence = evidence_out_of_fold(view, folds, [replace(base, views=way) for way in ways])
+    out = {way: own[rows] for way, own in zip(ways, evidence, strict=True)}
     best = max(ways, key=lambda way: (judge.auroc(out[way]), -way))
     recipe = replace(base, views=best)
     scores = Scores(out[best], pooled_out_of_fold(view, folds, recipe)[rows])

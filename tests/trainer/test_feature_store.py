@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engine.errors import WorkError
-from trainer import patch_evidence
+from trainer import sweep
 from trainer.feature_store import FeatureCache, FeatureStore
 from trainer.featurize import CHANNELS_DTYPE, Row
 from trainer.patch_evidence import PatchEvidence
@@ -245,7 +245,7 @@ def test_a_fit_from_the_disk_is_the_fit_from_memory_to_the_last_bit(tmp_path: Pa
 
 def test_a_fit_takes_no_more_memory_for_more_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond what it keeps in memory, which is bounded: here by a thousand images."""
-    monkeypatch.setattr(patch_evidence, "_KEPT_VALUES", 1000 * 48 * SHAPE.cell_size)
+    monkeypatch.setattr(sweep, "_KEPT_VALUES", 1000 * 48 * SHAPE.cell_size)
     shape = RowShape(pooled=1, cells=48, cell_size=SHAPE.cell_size)
     rows = rows_of(400, shape=shape)
     store = FeatureStore(tmp_path / KEY, shape)

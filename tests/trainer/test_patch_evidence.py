@@ -8,8 +8,9 @@ from scipy.optimize import approx_fprime, minimize
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
-from trainer import patch_evidence
-from trainer.patch_evidence import PatchEvidence, _Objective, _Sweep
+from trainer import sweep as walking
+from trainer.patch_evidence import Objective, PatchEvidence, fit_together
+from trainer.sweep import Sweep
 
 FINE, COARSE, CELLS = 3, 4, 6
 
@@ -43,20 +44,23 @@ def one_bad_spot(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_gradient_is_the_derivative_of_the_loss() -> None:
     x, y = one_bad_spot(20, 0)
-    with _Sweep(x.astype(np.float64).astype(np.float32), FINE, np.arange(20)) as sweep:
-        objective = _Objective(sweep, y, l2=0.05, sharpness=1.5)
-        theta = np.random.default_rng(1).normal(0, 0.3, FINE + COARSE + 1)
-        _, gradient = objective(theta)
-        numeric = approx_fprime(theta, lambda t: objective(t)[0], 1e-3)
-    np.testing.assert_allclose(gradient, numeric, atol=2e-3)
+    models = [PatchEvidence(FINE, l2=0.05, sharpness=1.5), PatchEvidence(FINE, l2=0.2, sharpness=0.5)]
+    members = np.stack([np.ones(20, bool), np.arange(20) % 3 > 0])
+    with Sweep(x, FINE, np.arange(20)) as sweep:
+        objective = Objective(sweep, models, y, members)
+        theta = np.random.default_rng(1).normal(0, 0.3, (2, FINE + COARSE + 1))
+        _, gradients = objective([0, 1], theta)
+        for number in range(2):
+            numeric = approx_fprime(theta[number], lambda t: objective([number], t[None])[0][0], 1e-3)  # noqa: B023
+            np.testing.assert_allclose(gradients[number], numeric, atol=2e-3)
 
 
 def test_what_is_kept_in_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = one_bad_spot(40, 2)
-    monkeypatch.setattr(patch_evidence, "_CHUNK_VALUES", 4 * CELLS * (4 * FINE + COARSE))
+    monkeypatch.setattr(walking, "_CHUNK_VALUES", 4 * CELLS * (4 * FINE + COARSE))
     fitted = []
     for images in (0, 9, 40):  # none, two chunks of four, all of them
-        monkeypatch.setattr(patch_evidence, "_KEPT_VALUES", images * CELLS * (4 * FINE + COARSE))
+        monkeypatch.setattr(walking, "_KEPT_VALUES", images * CELLS * (4 * FINE + COARSE))
         model = PatchEvidence(FINE).fit(x, y)
         fitted.append(np.append(model.weights_, model.bias_))
     assert np.array_equal(fitted[0], fitted[1])
@@ -74,11 +78,13 @@ def test_evidence_is_log_mean_exp_over_every_location() -> None:
 
 def test_moments_are_those_of_all_locations() -> None:
     x = cells(30, 3)
-    with _Sweep(x, FINE, np.arange(30)) as sweep:
-        mean, deviation = sweep.moments()
-    plain = at_locations(x).reshape(-1, FINE + COARSE)
-    np.testing.assert_allclose(mean, plain.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(deviation, plain.std(0), rtol=1e-4)
+    members = np.stack([np.ones(30, bool), np.arange(30) < 7])
+    with Sweep(x, FINE, np.arange(30)) as sweep:
+        mean, deviation = sweep.moments(members)
+    for number, own in enumerate(members):
+        plain = at_locations(x[own]).reshape(-1, FINE + COARSE)
+        np.testing.assert_allclose(mean[number], plain.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(deviation[number], plain.std(0), rtol=1e-4)
 
 
 def test_finds_one_bad_spot_on_images_it_never_saw() -> None:
@@ -119,6 +125,24 @@ def test_rows_are_the_same_images_without_a_copy() -> None:
     np.testing.assert_array_equal(named.decision_function(x, rows=rows), copied.decision_function(x[rows]))
 
 
+def test_fitted_together_they_are_as_fitted_alone() -> None:
+    """Each on its own rows, with its own l2 and sharpness: another's images and stopping change nothing."""
+    x, y = one_bad_spot(90, 12)
+    rows = [np.flatnonzero(np.arange(90) % 3 != fold) for fold in range(3)] + [np.arange(20)]
+    settings = [(0.03, 1.0), (0.03, 1.0), (0.3, 2.0), (1.0, 0.5)]
+    alone, together = ([PatchEvidence(FINE, l2, sharpness) for l2, sharpness in settings] for _ in range(2))
+    for model, own in zip(alone, rows, strict=True):
+        model.fit(x, y, rows=own)
+    fit_together(together, x, y, rows)
+    assert len({model.n_iter_ for model in together}) > 1
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(other.weights_, one.weights_, atol=1e-3)
+        np.testing.assert_allclose(other.decision_function(x), one.decision_function(x), atol=1e-3)
+    again = [PatchEvidence(FINE, l2, sharpness) for l2, sharpness in settings]
+    fit_together(again, x, y, rows)
+    assert all((one.weights_ == other.weights_).all() for one, other in zip(again, together, strict=True))
+
+
 def test_a_cut_is_a_view_of_the_first_channels() -> None:
     x, y = one_bad_spot(60, 10)
     cut = x[:, :, : 4 * FINE + 2]
@@ -130,10 +154,16 @@ def test_the_basis_changes_the_way_and_not_the_goal() -> None:
     """The minimum itself, approached without it for long, has the same loss and nearly the same evidence."""
     x, y = one_bad_spot(80, 11)
     model = PatchEvidence(FINE, l2=0.05).fit(x, y)
-    with _Sweep(x, FINE, np.arange(80)) as sweep:
-        objective = _Objective(sweep, y, l2=0.05, sharpness=1.0)
-        plain = minimize(objective, np.zeros(FINE + COARSE + 1), jac=True, method="BFGS", options={"gtol": 1e-5})
-        weights, bias = objective.unfold(plain.x)
+    with Sweep(x, FINE, np.arange(80)) as sweep:
+        objective = Objective(sweep, [model], y, np.ones((1, 80), bool))
+        basis = np.linalg.inv(objective.bases[0])
+
+        def without(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            (loss,), (gradient,) = objective([0], np.append(basis @ theta[:-1], theta[-1])[None])
+            return loss, np.append(basis @ gradient[:-1], gradient[-1])
+
+        plain = minimize(without, np.zeros(FINE + COARSE + 1), jac=True, method="BFGS", options={"gtol": 1e-5})
+        (weights,), (bias,) = objective.unfold([0], np.append(basis @ plain.x[:-1], plain.x[-1])[None])
         expected = sweep.evidence(weights) + bias
     np.testing.assert_allclose(model.decision_function(x), expected, atol=0.02)
 
