@@ -93,7 +93,9 @@ class Sweep:
             return evidence, slopes, cells.pull(share)
 
         evidence, slopes, pulls = zip(*self._walk(one), strict=True)
-        total = np.add.reduce(np.stack(pulls), axis=0, dtype=np.float64)
+        total = np.zeros((len(weights), self.channels))
+        for pulled in pulls:  # one by one: stacked, they would be in memory twice
+            total += pulled
         return np.concatenate(evidence, axis=1), np.concatenate(slopes, axis=1), total
 
     def moments(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
