@@ -22,7 +22,7 @@ from trainer.halves import widened
 from trainer.stored_rows import entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from trainer.stored_rows import Rows
 
@@ -71,7 +71,7 @@ class Sweep:
             evidence: np.ndarray = (np.log(mean) + peak)[0]
             return evidence
 
-        return np.concatenate(self._walk(one))
+        return np.concatenate(list(self._walk(one)))
 
     def pull(
         self, weights: np.ndarray, sharpness: np.ndarray, slope: Callable[[np.ndarray, slice], np.ndarray]
@@ -92,10 +92,11 @@ class Sweep:
             share *= (slopes / (mean * share.shape[2]))[..., None].astype(np.float32)
             return evidence, slopes, cells.pull(share)
 
-        evidence, slopes, pulls = zip(*self._walk(one), strict=True)
-        total = np.zeros((len(weights), self.channels))
-        for pulled in pulls:  # one by one: stacked, they would be in memory twice
-            total += pulled
+        evidence, slopes, total = [], [], np.zeros((len(weights), self.channels))
+        for own_evidence, own_slopes, pulled in self._walk(one):
+            evidence.append(own_evidence)
+            slopes.append(own_slopes)
+            total += pulled  # at once: those of many chunks and models are large
         return np.concatenate(evidence, axis=1), np.concatenate(slopes, axis=1), total
 
     def moments(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +121,7 @@ class Sweep:
         values = entries(self._x, rows[image], cell).astype(np.float64)
         return np.concatenate([values[:, : self._fine], values[:, SUBLOCATIONS * self._fine :]], axis=1)
 
-    def _walk(self, visit: Callable[[slice], Answer]) -> list[Answer]:
+    def _walk(self, visit: Callable[[slice], Answer]) -> Iterator[Answer]:
         """What `visit` says of each chunk, in their order; a thread is handed a run of them, not one at a time."""
 
         def along(run: range) -> list[Answer]:
@@ -128,7 +129,8 @@ class Sweep:
 
         bounds = np.linspace(0, len(self._parts), min(len(self._parts), _RUNS_A_THREAD * self._threads) + 1).astype(int)
         runs = [range(start, stop) for start, stop in pairwise(bounds.tolist())]
-        return [answer for answers in self._pool.map(along, runs) for answer in answers]
+        for answers in self._pool.map(along, runs):
+            yield from answers
 
     def _cells(self, part: slice) -> _Cells:
         cells = self._kept.get(part.start)
