@@ -38,7 +38,7 @@ class Sweep:
     """Some images' channels, walked over once per call, chunk by chunk, one thread a core."""
 
     def __init__(self, channels: Rows, fine: int, rows: np.ndarray, *, again: bool = True) -> None:
-        """Of the images `rows` (n,), ascending; `again` keeps what fits in memory for the next walk."""
+        """Of the images `rows` (n,), in their order; `again` keeps what fits in memory for the next walk."""
         self._x = channels
         self._fine = fine
         self._index = rows
@@ -110,7 +110,10 @@ class Sweep:
             square = [np.einsum("npc,npc->nc", x, x, dtype=np.float64) / x.shape[1] for x in both]
             return weight[:, part] @ mean, weight[:, part] @ np.concatenate(square, axis=1)
 
-        mean, mean_square = (np.sum(parts, axis=0) for parts in zip(*self._walk(one), strict=True))
+        mean, mean_square = np.zeros((2, len(members), self.channels))
+        for own_mean, own_square in self._walk(one):
+            mean += own_mean  # at once, as pulls are
+            mean_square += own_square
         return mean, np.sqrt(np.maximum(mean_square - mean**2, 0))
 
     def some_locations(self, members: np.ndarray) -> np.ndarray:
