@@ -50,8 +50,12 @@ def test_gradient_is_the_derivative_of_the_loss() -> None:
         objective = Objective(sweep, models, y, members)
         theta = np.random.default_rng(1).normal(0, 0.3, (2, FINE + COARSE + 1))
         _, gradients = objective([0, 1], theta)
+
+        def loss(at: np.ndarray, number: int) -> float:
+            return float(objective([number], at[None])[0][0])
+
         for number in range(2):
-            numeric = approx_fprime(theta[number], lambda t: objective([number], t[None])[0][0], 1e-3)  # noqa: B023
+            numeric = approx_fprime(theta[number], loss, 1e-3, number)
             np.testing.assert_allclose(gradients[number], numeric, atol=2e-3)
 
 
